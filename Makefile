@@ -1,0 +1,44 @@
+# `make demo` and `make test` work alone on a fresh machine with Python >= 3.10 and g++.
+VENV ?= .venv
+PYTHON ?= python3
+# The torch to install: the CPU build unless the machine has an NVIDIA GPU. Override with TORCH="torch==2.12.0", say.
+TORCH ?= torch==2.13.0
+OUT ?= runs/demo
+
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+READY := $(VENV)/.smart-kernels-ready
+
+.PHONY: help demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help:  ## Lists the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@echo "Variables: VENV=$(VENV) PYTHON=$(PYTHON) TORCH=$(TORCH) OUT=$(OUT)"
+
+demo: $(READY)  ## Trains, swaps, verifies and measures a small network on real images, in a few minutes
+	$(BIN)/smart demo --out $(OUT)
+
+test: $(READY)  ## Runs all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## Checks style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*.* csrc/*/*.*)
+
+bench: $(READY)  ## Measures whole networks and single layers on this CPU
+	$(BIN)/python -m benchmarks.run --suite cpu
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+clean:  ## Removes builds, caches and runs; keeps $(VENV)
+	rm -rf build *.egg-info smart_kernels/*.so runs .pytest_cache .ruff_cache .hypothesis .benchmarks $(READY)
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# pip would take the registry's newest torch, with gigabytes of CUDA packages, if torch were not installed first.
+$(READY): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "setuptools>=77" wheel
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q "$(TORCH)"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[data,plot,test]"
+	@touch $@

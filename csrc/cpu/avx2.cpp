@@ -1,0 +1,4 @@
+#define SMART_ISA avx2
+#define SMART_NAME "avx2"
+#define SMART_WIDTH 8
+#include "cpu/kernels.h"

@@ -1,0 +1,100 @@
+#include "cpu/convolve.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "cpu/layout.h"
+
+namespace smart::cpu {
+
+namespace {
+
+// Work under this many vector FMAs (about 20 us) is not worth handing to another thread.
+constexpr int64_t kGrain = 32 * 1024;
+
+constexpr std::size_t kCacheLine = 64;
+
+struct Free {
+  void operator()(float* memory) const { operator delete[](memory, std::align_val_t{kCacheLine}); }
+};
+
+// Calls body(first, last) over [0, count) on torch's threads; `cost` is the vector FMAs of the whole range.
+template <class Body>
+void parallel(int64_t count, int64_t cost, const Body& body) {
+  const int64_t per_item = cost / count > 0 ? cost / count : 1;
+  const int64_t grain = ceil_div(kGrain, per_item);
+  if (grain >= count) return body(0, count);
+  torch::stable::parallel_for(0, count, grain, body);
+}
+
+// Fewer output channels an item when there are too few items to occupy all threads evenly.
+int64_t choose_out_chunk(const Block& block, int64_t threads) {
+  const int64_t group_out = block.problem.out_channels / block.problem.groups;
+  int64_t chunk = min(group_out, kMaxOutChunk);
+  while (threads > 1 && chunk > 8) {
+    const int64_t items = block.problem.groups * ceil_div(group_out, chunk) * tiles(block.layout);
+    if (items >= 4 * threads) break;
+    chunk = ceil_div(chunk, 2);
+  }
+  return chunk;
+}
+
+// Runs `count` images in blocks of one layout.
+void run_images(const Kernels& kernels, Block block, int64_t count, int64_t path_nonzeros) {
+  const Problem& p = block.problem;
+  const Layout& l = block.layout;
+  const int64_t image_in = p.in_channels * p.height * p.width;
+  const int64_t image_out = p.out_channels * p.out_height * p.out_width;
+  std::vector<int32_t> offsets(block.weight.slab_channels * p.kernel_h * p.kernel_w);
+  fill_offsets(p, l, kernels.width, block.weight.slab_channels, offsets.data());
+  // Left uninitialised but for the slack, which is read (by lanes whose results are dropped) and never written.
+  const std::unique_ptr<float[], Free> workspace(new (std::align_val_t{kCacheLine}) float[l.workspace]);
+  for (int64_t i = p.in_channels * l.channel; i < l.workspace; ++i) workspace[i] = 0.0f;
+
+  block.offsets = offsets.data();
+  block.workspace = workspace.get();
+  block.out_chunk = choose_out_chunk(block, torch::stable::get_num_threads());
+  const int64_t load_cost = l.workspace / kernels.width * 4;
+  const int64_t item_cost = path_nonzeros * vectors_computed(l);
+  for (int64_t done = 0; done < count; done += block.images) {
+    block.images = min(l.lanes, count - done);
+    parallel(p.in_channels, load_cost, [&](int64_t a, int64_t b) { kernels.load_channels(block, a, b); });
+    parallel(work_items(block), item_cost, [&](int64_t a, int64_t b) { kernels.run_items(block, a, b); });
+    block.x += block.images * image_in;
+    block.y += block.images * image_out;
+    if (block.epilogue.residual) block.epilogue.residual += block.images * image_out;
+  }
+}
+
+}  // namespace
+
+void convolve(const Kernels& kernels, const Problem& problem, const Weight& weight, int64_t path_nonzeros,
+              const Epilogue& epilogue, const float* x, float* y) {
+  const Layout by_pixel = pixel_layout(problem, kernels.width);
+  const Layout by_image = image_layout(problem, kernels.width);
+  Block block = {};
+  block.problem = problem, block.weight = weight, block.epilogue = epilogue;
+  block.layout = by_image, block.x = x, block.y = y;
+
+  // Whole blocks of images take the layout that computes fewer vectors an image; so does the rest of the batch.
+  const int64_t pixel_cost = vectors_computed(by_pixel), image_cost = vectors_computed(by_image);
+  const int64_t rest = problem.batch % kernels.width;
+  int64_t interleaved = problem.batch - rest;
+  if (image_cost > pixel_cost * kernels.width) interleaved = 0;
+  if (interleaved == problem.batch - rest && image_cost < pixel_cost * rest) interleaved = problem.batch;
+
+  if (interleaved > 0) run_images(kernels, block, interleaved, path_nonzeros);
+  if (interleaved < problem.batch) {
+    const int64_t out_plane = problem.out_channels * problem.out_height * problem.out_width;
+    block.layout = by_pixel;
+    block.x = x + interleaved * problem.in_channels * problem.height * problem.width;
+    block.y = y + interleaved * out_plane;
+    if (epilogue.residual) block.epilogue.residual = epilogue.residual + interleaved * out_plane;
+    run_images(kernels, block, problem.batch - interleaved, path_nonzeros);
+  }
+}
+
+}  // namespace smart::cpu

@@ -1,0 +1,23 @@
+"""Convolutions that skip the zeros of sparse weights, one or two expert paths over shared values."""
+
+from smart_kernels.io import FileError, load, save
+from smart_kernels.model import SparseModel
+from smart_kernels.ops import sparse_conv2d
+from smart_kernels.packing import PackedWeight, pack
+from smart_kernels.swap import swap
+from smart_kernels.verify import VerificationError, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FileError",
+    "PackedWeight",
+    "SparseModel",
+    "VerificationError",
+    "load",
+    "pack",
+    "save",
+    "sparse_conv2d",
+    "swap",
+    "verify",
+]

@@ -1,0 +1,23 @@
+"""Backends: one file a way to run a packed convolution."""
+
+from __future__ import annotations
+
+from smart_kernels.backends.base import Backend, Verdict
+from smart_kernels.backends.cpu import CpuBackend
+from smart_kernels.backends.dense import DenseBackend
+
+# In the order of preference where nothing was measured; dense, which runs everything, is last.
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CpuBackend(), DenseBackend())}
+
+__all__ = ["BACKENDS", "Backend", "Verdict", "find"]
+
+
+def find(name: str) -> Backend:
+    """The backend of this name.
+
+    Raises:
+        ValueError: there is none; the message lists those there are.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}: accepted are {', '.join(map(repr, BACKENDS))}")
+    return BACKENDS[name]

@@ -1,0 +1,254 @@
+"""Swapped networks as files: one safetensors file, with the values of each weight's union once and its masks as bits.
+
+A file holds data only: the graph names operations from a fixed list (graph_json.py), weights are packed again for the
+machine that loads them, and everything is checked before anything runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, fx, nn
+
+from smart_kernels import backends, graph_json
+from smart_kernels.geometry import Geometry
+from smart_kernels.model import SparseModel
+from smart_kernels.modules import PathAffine, SparseConv2d
+from smart_kernels.packing.bits import pack_bits, unpack_bits
+from smart_kernels.report import Row
+
+FORMAT = "smart_kernels"
+VERSION = 1
+MAX_WEIGHT = 2**34  # numbers in one weight: more is a corrupt header, not a convolution
+
+
+class FileError(ValueError):
+    """The file is not a swapped network, or not a whole one."""
+
+
+def save(sparse: SparseModel, path: str | os.PathLike) -> None:
+    """Writes a swapped network; a file of that name is replaced only once the new one is complete.
+
+    Raises:
+        ValueError: the network cannot be written as a graph of known operations; the message says what is in the way.
+        OSError: the file cannot be written.
+    """
+    if sparse.uncaptured:
+        raise ValueError(f"this network cannot be saved as one file: {sparse.uncaptured}; save its state_dict instead")
+    tensors: dict[str, Tensor] = {}
+    modules: dict[str, dict[str, object]] = {}
+    for node in sparse.net.graph.nodes:
+        if node.op == "get_attr":
+            tensors[node.target] = _attribute(sparse.net, node.target)
+        if node.op == "call_module" and node.target not in modules:
+            modules[node.target] = _write_module(node.target, sparse.net.get_submodule(node.target), tensors)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    description = {
+        "paths": sparse.paths,
+        "graph": graph_json.encode(sparse.net.graph),
+        "modules": modules,
+        "rows": sparse.report(),
+    }
+    text = json.dumps(description)
+    metadata = {"format": FORMAT, "version": str(VERSION), "network": text, "sha256": _digest(text, tensors)}
+
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> SparseModel:
+    """Reads a swapped network; each layer runs on the backend it was planned for, or on dense where that is missing.
+
+    Raises:
+        FileError: the file is truncated, altered, or not a swapped network of a version this library reads.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}: give one that smart_kernels.save wrote")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise FileError(
+            f"{path} is not a whole safetensors file ({error}): write it again with smart_kernels.save"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise FileError(
+            f"{path} is a safetensors file, but not a swapped network: give one that smart_kernels.save wrote"
+        )
+    if metadata.get("version") != str(VERSION):
+        raise FileError(f"{path} has format version {metadata.get('version')}: this library reads version {VERSION}")
+    text = metadata.get("network", "")
+    if metadata.get("sha256") != _digest(text, tensors):
+        raise FileError(
+            f"{path} was altered or damaged after it was written: its checksum differs; copy or write it again"
+        )
+    try:
+        return _build(json.loads(text), tensors, torch.device(device)).to(device)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+        raise FileError(
+            f"{path} does not describe a network ({error}): write it again with smart_kernels.save"
+        ) from error
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _attribute(root: nn.Module, name: str) -> Tensor:
+    owner, _, attribute = name.rpartition(".")
+    return getattr(root.get_submodule(owner), attribute)
+
+
+# ---- one module ----
+
+
+def _write_module(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, object]:
+    """Puts a module's tensors under its name and returns the rest of it as plain data."""
+    if isinstance(module, SparseConv2d):
+        return _write_conv(name, module, tensors)
+    if isinstance(module, PathAffine):
+        for kind in ("scale", "bias"):
+            for path, value in getattr(module, kind).as_dict().items():
+                tensors[f"{name}.{kind}.{path}"] = value.flatten()
+        return {"type": "PathAffine", "relu": module.relu}
+    kind = type(module).__name__
+    if graph_json.LAYERS.get(kind, (None,))[0] is not type(module):
+        raise ValueError(
+            f"the network holds a {kind} ({name}), which a saved network cannot: {sorted(graph_json.LAYERS)}"
+        )
+    for key, value in module.state_dict().items():
+        tensors[f"{name}.{key}"] = value
+    arguments = {key: getattr(module, key) for key in graph_json.LAYERS[kind][1]}
+    return {"type": kind, "arguments": arguments, "bias": getattr(module, "bias", None) is not None}
+
+
+def _write_conv(name: str, conv: SparseConv2d, tensors: dict[str, Tensor]) -> dict[str, object]:
+    packed, g = conv.packed, conv.geometry
+    masks = {path: packed.mask(path).cpu() for path in packed.paths}
+    union, weight = torch.zeros(packed.shape, dtype=torch.bool), torch.zeros(0)
+    for path, mask in masks.items():
+        dense = packed.dense(path).cpu()
+        weight = dense if not len(weight) else torch.where(union, weight, dense)
+        union |= mask
+    tensors[f"{name}.values"] = weight[union]
+    first, second = masks[packed.paths[0]], masks[packed.paths[-1]]
+    tensors[f"{name}.mask.{packed.paths[0]}"] = pack_bits(first)
+    if not torch.equal(first, second):
+        tensors[f"{name}.mask.{packed.paths[-1]}"] = pack_bits(second)
+    for kind in ("scale", "bias"):
+        for path, value in getattr(conv, kind).as_dict().items() if getattr(conv, kind) is not None else ():
+            tensors[f"{name}.{kind}.{path}"] = value
+    return {
+        "type": "SparseConv2d",
+        "geometry": [g.weight_shape, g.stride, g.padding, g.dilation, g.groups],
+        "backend": conv.backend,
+        "scale": conv.scale is not None,
+        "bias": conv.bias is not None,
+        "relu": conv.relu,
+        "pad": conv.pad,
+    }
+
+
+# ---- and back ----
+
+
+def _build(description: Mapping[str, object], tensors: Mapping[str, Tensor], device: torch.device) -> SparseModel:
+    paths = tuple(str(path) for path in description["paths"])
+    if not 1 <= len(paths) <= 2:
+        raise ValueError(f"{len(paths)} paths")
+    rows = [Row(**row) for row in description["rows"]]
+    modules = {}
+    for name, entry in description["modules"].items():
+        if entry["type"] == "SparseConv2d":
+            modules[name] = _read_conv(name, entry, tensors, paths, rows, device)
+        elif entry["type"] == "PathAffine":
+            scale, bias = (_per_path(tensors, name, kind, paths, None) for kind in ("scale", "bias"))
+            modules[name] = PathAffine(scale, bias, bool(entry["relu"]))
+        else:
+            modules[name] = _read_layer(name, entry, tensors)
+    graph = graph_json.decode(description["graph"], modules, tensors)
+    root = {**modules, **{n.target: tensors[n.target] for n in graph.nodes if n.op == "get_attr"}}
+    return SparseModel(fx.GraphModule(root, graph), paths, rows, takes_path=True)
+
+
+def _read_conv(
+    name: str,
+    entry: Mapping[str, object],
+    tensors: Mapping[str, Tensor],
+    paths: tuple[str, ...],
+    rows: list[Row],
+    device: torch.device,
+) -> SparseConv2d:
+    shape, stride, padding, dilation, groups = entry["geometry"]
+    geometry = Geometry(tuple(shape), tuple(stride), tuple(padding), tuple(dilation), groups)
+    if math.prod(geometry.weight_shape) > MAX_WEIGHT:
+        raise ValueError(f"weight of {name} has shape {shape}")
+    first = unpack_bits(tensors[f"{name}.mask.{paths[0]}"], geometry.weight_shape)
+    other = tensors.get(f"{name}.mask.{paths[-1]}")
+    masks = {paths[0]: first, paths[-1]: first if other is None else unpack_bits(other, geometry.weight_shape)}
+    union = masks[paths[0]] | masks[paths[-1]]
+    values = tensors[f"{name}.values"]
+    if values.shape != (int(union.sum()),):
+        raise ValueError(f"{name} has {values.numel()} values for {int(union.sum())} weights")
+    weight = values.new_zeros(geometry.weight_shape)
+    weight[union] = values
+
+    backend = backends.find(entry["backend"])
+    verdict = backend.supports(geometry, weight.dtype, device)
+    if not verdict:
+        backend = backends.find("dense")
+        for row in rows:
+            if row.name == name:
+                row.backend, row.why = "dense", verdict.why
+    channels = geometry.weight_shape[0]
+    scale, bias = (
+        _per_path(tensors, name, kind, paths, channels) if entry[kind] else None for kind in ("scale", "bias")
+    )
+    pad = entry["pad"] and (tuple(int(n) for n in entry["pad"][0]), str(entry["pad"][1]))
+    return SparseConv2d(backend.pack(weight, masks), geometry, backend.name, scale, bias, bool(entry["relu"]), pad)
+
+
+def _per_path(
+    tensors: Mapping[str, Tensor], name: str, kind: str, paths: tuple[str, ...], channels: int | None
+) -> dict[str, Tensor]:
+    values = {path: tensors[f"{name}.{kind}.{path}"] for path in paths}
+    if any(value.dim() != 1 or (channels and len(value) != channels) for value in values.values()):
+        raise ValueError(f"{kind} of {name} is not one number a channel")
+    return values
+
+
+def _read_layer(name: str, entry: Mapping[str, object], tensors: Mapping[str, Tensor]) -> nn.Module:
+    cls, arguments = graph_json.LAYERS[entry["type"]]
+    given = {key: entry["arguments"][key] for key in arguments}
+    if cls is nn.Linear:
+        # The shape is taken from the stored weight, so that a lying header cannot ask for any amount of memory.
+        given = {"out_features": len(tensors[f"{name}.weight"]), "in_features": tensors[f"{name}.weight"].shape[1]}
+        given |= {"bias": entry["bias"], "dtype": tensors[f"{name}.weight"].dtype}
+    layer = cls(**given)
+    layer.load_state_dict({key: tensors[f"{name}.{key}"] for key in layer.state_dict()})
+    return layer.requires_grad_(False)

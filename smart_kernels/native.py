@@ -1,0 +1,44 @@
+"""The compiled library: loaded once, on import, and if it cannot be, the reason is kept for whoever asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+LIBRARY = Path(__file__).with_name("_C.abi3.so")
+
+
+def _load() -> str | None:
+    if not LIBRARY.exists():
+        return (
+            "the compiled library was not built: install a C++ compiler, "
+            "then run `pip install --no-build-isolation -e .` again"
+        )
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except OSError as error:
+        return f"the compiled library {LIBRARY.name} does not load: {error}"
+    return None
+
+
+_missing = _load()
+
+
+def missing() -> str | None:
+    """Why there is no compiled library, in one sentence; None if there is."""
+    return _missing
+
+
+def cpu_isas() -> list[str]:
+    """Instruction sets of the library that this machine runs, fastest first; empty without the library."""
+    return [] if _missing else torch.ops.smart_kernels.cpu_isas().split()
+
+
+def cuda_missing() -> str | None:
+    """Why the library runs nothing on a GPU here, in one sentence; None if it can."""
+    if _missing:
+        return _missing
+    if not hasattr(torch.ops.smart_kernels, "cuda_missing"):
+        return "the library was built without CUDA: install nvcc 12 or later, and build again with SMART_BUILD_CUDA=1"
+    return torch.ops.smart_kernels.cuda_missing() or None

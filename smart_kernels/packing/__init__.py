@@ -1,0 +1,33 @@
+"""Packed weights: one file a format. ``packed.dense(path)`` gives the masked weight back, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from smart_kernels.packing.base import PackedWeight
+from smart_kernels.packing.dense import DenseWeight
+from smart_kernels.packing.unstructured import UnstructuredWeight
+
+FORMATS: dict[str, type[PackedWeight]] = {cls.format: cls for cls in (UnstructuredWeight, DenseWeight)}
+
+__all__ = ["FORMATS", "DenseWeight", "PackedWeight", "UnstructuredWeight", "pack"]
+
+
+def pack(weight: Tensor, masks: Mapping[str, Tensor], format: str = "auto") -> PackedWeight:
+    """Packs a weight for the kernels.
+
+    Args:
+        weight: (K, C/groups, R, S), floating point, finite where a mask keeps it.
+        masks: for one or two paths, the bool mask (K, C/groups, R, S) of the weights it keeps.
+        format: a name in ``FORMATS``; ``"auto"`` takes the one that needs the fewest bytes.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype, number of masks or format that cannot be packed.
+    """
+    if format == "auto":
+        return min((cls(weight, masks) for cls in FORMATS.values()), key=lambda packed: packed.nbytes)
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}: accepted are 'auto', {', '.join(map(repr, FORMATS))}")
+    return FORMATS[format](weight, masks)

@@ -1,0 +1,90 @@
+"""What every packed weight can do, whatever its format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class PackedWeight(nn.Module):
+    """One weight (K, C/groups, R, S) and the masks of one or two paths over it, laid out for some kernel.
+
+    It is a module only so that its buffers move, copy and save with the network it belongs to.
+
+    Attributes:
+        format: the name ``pack(format=...)`` takes.
+        shape: (K, C/groups, R, S).
+        paths: names of the paths, in the order of the masks given.
+    """
+
+    format: ClassVar[str]
+
+    def __init__(self, shape: tuple[int, ...], paths: tuple[str, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.paths = paths
+        self.register_load_state_dict_post_hook(_validate_loaded)
+
+    def dense(self, path: str | float) -> Tensor:
+        """The weight of a path, (K, C/groups, R, S): exactly ``weight * mask``, every zero positive.
+
+        A lambda strictly between 0 and 1 gives ``weight * ((1 - lambda) * first mask + lambda * second mask)``.
+        """
+        raise NotImplementedError
+
+    def mask(self, path: str) -> Tensor:
+        """The bool mask (K, C/groups, R, S) of a path, as given."""
+        raise NotImplementedError
+
+    def validate(self) -> None:
+        """Raises ValueError unless every index lies in range, so that no kernel can read out of bounds."""
+        raise NotImplementedError
+
+    def disable(self) -> None:
+        """Makes the weight refuse to run, after corrupt data was loaded into it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in memory for all paths together."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+
+    def nonzeros(self, path: str) -> int:
+        """Weights that the path's mask keeps."""
+        return int(self.mask(path).sum())
+
+    def density(self, path: str) -> float:
+        """The share of weights that the path's mask keeps."""
+        return self.nonzeros(path) / self.mask(path).numel()
+
+    def extra_repr(self) -> str:
+        return f"shape={tuple(self.shape)}, paths={self.paths}, bytes={self.nbytes}"
+
+
+def _validate_loaded(packed: PackedWeight, incompatible_keys: object) -> None:
+    try:
+        packed.validate()
+    except ValueError:
+        packed.disable()  # the corrupt data is in place already: whoever catches the error must not run on it
+        raise
+
+
+def check_masked_weight(weight: Tensor, masks: Mapping[str, Tensor]) -> None:
+    """Raises ValueError or TypeError unless ``weight`` and ``masks`` can be packed."""
+    if weight.dim() != 4 or weight.numel() == 0:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: (K, C/groups, R, S) is needed, none of them 0")
+    if not weight.is_floating_point():
+        raise TypeError(f"weight has dtype {weight.dtype}: a floating-point dtype is needed")
+    if not 1 <= len(masks) <= 2:
+        raise ValueError(f"{len(masks)} masks were given: one or two paths can be packed")
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask {name!r} has dtype {mask.dtype}: bool is needed, for instance `mask.bool()`")
+        if mask.shape != weight.shape:
+            raise ValueError(
+                f"mask {name!r} has shape {tuple(mask.shape)}: the weight's {tuple(weight.shape)} is needed"
+            )
+        if not torch.isfinite(weight[mask]).all():
+            raise ValueError(f"the weight holds NaN or infinity where mask {name!r} keeps it: mend it before packing")

@@ -1,0 +1,113 @@
+"""Expert paths: what a caller may ask for, and how the choice reaches the layers.
+
+A network carries several *expert paths* (in SMART: ``"clean"`` and ``"adv"``) over shared weights. A call picks one by
+
+* a name;
+* a float lambda in [0, 1], the trade-off dial: 0 is ``"clean"``, 1 is ``"adv"``, between them the two are mixed;
+* an integer tensor (N,) of 0/1 that picks a path for each sample of the batch.
+
+The choice belongs to the call. Inside one call it is kept in a thread-local, so layers of an ordinary network (whose
+``forward`` knows nothing of paths) can read it, while other threads run other paths of the same model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+PATHS = ("clean", "adv")
+
+_running = threading.local()
+
+
+def resolve(path: str | float, names: Sequence[str] = PATHS) -> str | float:
+    """Checks a path of a whole batch; returns one of ``names``, or a float strictly between 0 and 1.
+
+    Raises:
+        ValueError: an unknown name, or a number outside [0, 1].
+        TypeError: neither a name nor a number.
+    """
+    if isinstance(path, str):
+        if path in names:
+            return path
+        raise ValueError(
+            f"unknown path {path!r}: this network has {_listing(names)}; a lambda in [0, 1] is accepted too"
+        )
+    if isinstance(path, (int, float)) and not isinstance(path, bool):
+        if not 0.0 <= path <= 1.0:
+            raise ValueError(
+                f"lambda is {path}: it must lie in [0, 1], 0 for the clean path and 1 for the adversarial one"
+            )
+        if len(names) < 2 or path == 0:
+            return names[0]
+        return names[1] if path == 1 else float(path)
+    raise TypeError(
+        f"path is a {type(path).__name__}: give {_listing(names)}, a lambda in [0, 1], "
+        "or an integer tensor (N,) of 0 and 1"
+    )
+
+
+def _listing(names: Sequence[str]) -> str:
+    return " or ".join(repr(name) for name in names)
+
+
+@contextmanager
+def running(path: str | float) -> Iterator[None]:
+    """Makes ``path`` (already resolved) the one that layers of this thread see until the block ends."""
+    outer = current()
+    _running.path = path
+    try:
+        yield
+    finally:
+        _running.path = outer
+
+
+def current() -> str | float:
+    """The resolved path of the call under way in this thread; ``"clean"`` outside any call."""
+    return getattr(_running, "path", PATHS[0])
+
+
+def run_per_sample(
+    run: Callable[[Tensor, str], Tensor], x: Tensor, choice: Tensor, names: Sequence[str] = PATHS
+) -> Tensor:
+    """Runs every sample on the path chosen for it, as one sub-batch a path: the cost is the sum of the two parts.
+
+    Args:
+        run: maps a batch (M, ...) and a path name to outputs (M, ...).
+        x: (N, ...).
+        choice: (N,) of 0 and 1, an index into ``names``.
+
+    Returns:
+        Outputs (N, ...) in the order of ``x``.
+    """
+    groups = group_samples(choice, x, names)
+    if len(groups) == 1:
+        return run(x, groups[0][0])
+    return merge_samples([run(x[rows], name) for name, rows in groups], groups)
+
+
+def group_samples(choice: Tensor, x: Tensor, names: Sequence[str] = PATHS) -> list[tuple[str, Tensor]]:
+    """Splits a batch by path: pairs of a path name and the rows (M,) of ``x`` that run on it; at least one pair."""
+    if choice.dim() != 1 or choice.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"path tensor has shape {tuple(choice.shape)}: for a batch of {x.shape[0]} ({x.shape[0]},) is needed"
+        )
+    if choice.is_floating_point() or choice.is_complex():
+        raise TypeError(
+            f"path tensor has dtype {choice.dtype}: give integers or booleans, 0 for clean and 1 for adversarial"
+        )
+    choice = choice.to(device=x.device, dtype=torch.long)
+    if choice.numel() and not 0 <= int(choice.min()) <= int(choice.max()) < len(names):
+        raise ValueError(f"path tensor holds values outside 0..{len(names) - 1}, which stand for {_listing(names)}")
+    groups = [(name, torch.nonzero(choice == i).flatten()) for i, name in enumerate(names)]
+    return [(name, rows) for name, rows in groups if len(rows)] or [(names[0], choice)]
+
+
+def merge_samples(outputs: Sequence[Tensor], groups: Sequence[tuple[str, Tensor]]) -> Tensor:
+    """Puts the outputs of the groups of :func:`group_samples` back into the order of the batch."""
+    order = torch.cat([rows for _, rows in groups])
+    return torch.cat(list(outputs))[torch.argsort(order)]

@@ -1,0 +1,115 @@
+"""Sparsity patterns: the vocabulary shared by training, which makes masks, and kernels, which skip their zeros.
+
+Every pattern describes which sets of weights of a convolution (K, C/groups, R, S) live or die together, or how many of
+a group may live. Each has a spelling, as in ``create_model(pattern="2:4")``, and can tell whether a mask obeys it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Any weight may be zero: what the method trains."""
+
+    def __str__(self) -> str:
+        return "unstructured"
+
+    def holds(self, mask: Tensor) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class NM:
+    """At most ``n`` of every ``m`` consecutive input channels live, for each output channel and tap (NVIDIA's 2:4)."""
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n < self.m:
+            raise ValueError(f"pattern {self.n}:{self.m}: the first number must be at least 1 and below the second")
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+    def holds(self, mask: Tensor) -> bool:
+        padded = F.pad(mask.int(), (0, 0, 0, 0, 0, -mask.shape[1] % self.m))
+        groups = padded.unflatten(1, (-1, self.m)).sum(dim=2)
+        return bool((groups <= self.n).all())
+
+
+@dataclass(frozen=True)
+class Block:
+    """Blocks of ``out_channels`` x ``in_channels`` weights of one kernel tap live or die together."""
+
+    out_channels: int
+    in_channels: int
+
+    def __post_init__(self) -> None:
+        if self.out_channels < 1 or self.in_channels < 1:
+            raise ValueError(f"pattern {self}: both sides of a block must be at least 1")
+
+    def __str__(self) -> str:
+        return f"block:{self.out_channels}x{self.in_channels}"
+
+    def holds(self, mask: Tensor) -> bool:
+        k, c = mask.shape[:2]
+        for k0 in range(0, k, self.out_channels):
+            rows = mask[k0 : k0 + self.out_channels]
+            for c0 in range(0, c, self.in_channels):
+                block = rows[:, c0 : c0 + self.in_channels].flatten(0, 1)
+                if not bool((block == block[:1]).all()):
+                    return False
+        return True
+
+
+@dataclass(frozen=True)
+class Channel:
+    """Whole output channels and whole input channels are dropped; what is left is dense."""
+
+    def __str__(self) -> str:
+        return "channel"
+
+    def holds(self, mask: Tensor) -> bool:
+        out_alive = mask.flatten(1).any(dim=1)
+        in_alive = mask.transpose(0, 1).flatten(1).any(dim=1)
+        return bool((mask == (out_alive[:, None] & in_alive)[:, :, None, None]).all())
+
+
+Pattern = Unstructured | NM | Block | Channel
+
+
+def parse(text: str | Pattern) -> Pattern:
+    """Reads a pattern's spelling: ``"unstructured"``, ``"2:4"``, ``"block:64x16"`` or ``"channel"``.
+
+    Raises:
+        ValueError: any other text.
+    """
+    if isinstance(text, Pattern):
+        return text
+    if text == "unstructured":
+        return Unstructured()
+    if text == "channel":
+        return Channel()
+    if match := re.fullmatch(r"(\d+):(\d+)", text):
+        return NM(int(match[1]), int(match[2]))
+    if match := re.fullmatch(r"block:(\d+)x(\d+)", text):
+        return Block(int(match[1]), int(match[2]))
+    raise ValueError(
+        f"unknown pattern {text!r}: accepted are 'unstructured', 'N:M' such as '2:4', "
+        "'block:KxC' such as 'block:64x16', and 'channel'"
+    )
+
+
+def describe(masks: list[Tensor]) -> Pattern | str:
+    """The most regular pattern that all masks obey, or ``"dense"`` where they keep everything."""
+    if all(bool(mask.all()) for mask in masks):
+        return "dense"
+    candidates = [Channel(), Block(64, 16), Block(16, 16), NM(1, 4), NM(2, 4)]
+    return next((pattern for pattern in candidates if all(pattern.holds(mask) for mask in masks)), Unstructured())

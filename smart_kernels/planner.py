@@ -1,0 +1,117 @@
+"""Which backend runs which layer, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from smart_kernels import backends
+from smart_kernels.geometry import Geometry
+from smart_kernels.packing import PackedWeight
+from smart_kernels.timing import interleave, percentile
+
+TIMING_BUDGET_S = 0.02  # a layer
+ALL = "auto"
+
+
+@dataclass
+class Choice:
+    """The plan of one layer.
+
+    Attributes:
+        backend: the name of the backend chosen.
+        packed: the weight, packed for it.
+        why: one sentence.
+        dense_us, sparse_us: measured medians in microseconds, or None where there was nothing to choose from.
+    """
+
+    backend: str
+    packed: PackedWeight
+    why: str
+    dense_us: float | None = None
+    sparse_us: float | None = None
+
+
+@dataclass
+class Planner:
+    """Plans the layers of one network; layers alike in shape and density are measured once.
+
+    Attributes:
+        backend: ``"auto"`` measures and takes the fastest; any other name is taken wherever it is supported.
+    """
+
+    backend: str = ALL
+    _measured: dict[object, dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.backend != ALL:
+            backends.find(self.backend)
+
+    def choose(
+        self, weight: Tensor, masks: Mapping[str, Tensor], geometry: Geometry, input_shape: torch.Size | None
+    ) -> Choice:
+        """Plans one convolution.
+
+        Args:
+            weight: (K, C/groups, R, S), on the device and in the dtype it will run in.
+            masks: one or two paths' masks of it.
+            input_shape: (N, C, H, W) of an example, or None where it is unknown and nothing can be measured.
+        """
+        refusals = {}
+        candidates = []
+        for name, backend in backends.BACKENDS.items():
+            if self.backend not in (ALL, name, "dense") and name != "dense":
+                continue
+            if self.backend == "dense" and name != "dense":
+                continue
+            verdict = backend.supports(geometry, weight.dtype, weight.device)
+            if verdict:
+                candidates.append(name)
+            else:
+                refusals[name] = verdict.why
+        packed = {name: backends.find(name).pack(weight, masks) for name in candidates}
+
+        if self.backend in packed:
+            return Choice(self.backend, packed[self.backend], "asked for")
+        if candidates == ["dense"]:
+            return Choice("dense", packed["dense"], _because(refusals))
+        if all(bool(mask.all()) for mask in masks.values()):
+            return Choice("dense", packed["dense"], "no path has zeros to skip")
+        if input_shape is None:
+            return Choice(candidates[0], packed[candidates[0]], "not measured: the input's shape is unknown here")
+
+        times = self._measure(packed, geometry, input_shape)
+        fastest = min(times, key=times.__getitem__)
+        sparse_us = min(us for name, us in times.items() if name != "dense")
+        if fastest == "dense":
+            why = f"dense is faster here, {times['dense']:.0f} us against {sparse_us:.0f} us"
+        else:
+            why = f"{times['dense'] / sparse_us:.2f}x faster than dense"
+        return Choice(fastest, packed[fastest], why, times["dense"], sparse_us)
+
+    def _measure(
+        self, packed: Mapping[str, PackedWeight], geometry: Geometry, input_shape: torch.Size
+    ) -> dict[str, float]:
+        """Median microseconds of each backend on the path with the most non-zeros."""
+        dense = packed["dense"]
+        path = max(dense.paths, key=dense.nonzeros)
+        key = (geometry, tuple(input_shape), round(dense.density(path), 2), tuple(packed))
+        if key not in self._measured:
+            values = next(dense.buffers())
+            x = torch.randn(input_shape, device=values.device, dtype=torch.float32).to(values.dtype)
+            scale = values.new_ones(geometry.weight_shape[0])
+
+            def call(name: str) -> Callable[[], Tensor]:
+                return lambda: backends.find(name).run(x, packed[name], geometry, path, scale, scale, None, True)
+
+            with torch.inference_mode():
+                seconds = interleave({name: call(name) for name in packed}, TIMING_BUDGET_S)
+            self._measured[key] = {name: percentile(samples, 50) * 1e6 for name, samples in seconds.items()}
+        return self._measured[key]
+
+
+def _because(refusals: Mapping[str, str]) -> str:
+    return "; ".join(refusals.values()) or "asked for"

@@ -1,0 +1,47 @@
+"""What a swap did, layer by layer: rows for programs, a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+
+@dataclass
+class Row:
+    """One convolution of a swapped network.
+
+    Attributes:
+        density: the share of weights each path keeps.
+        bytes: memory of the packed weight, all paths together.
+        dense_us, sparse_us: medians measured at swap time, on the example's shape; None where not measured.
+    """
+
+    name: str
+    pattern: str
+    density: dict[str, float]
+    backend: str
+    why: str
+    bytes: int
+    dense_us: float | None = None
+    sparse_us: float | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def format_table(rows: Sequence[dict[str, object]]) -> str:
+    """The rows of ``sparse.report()`` as a text table."""
+    header = ("layer", "pattern", "density", "backend", "KiB", "dense us", "sparse us", "why")
+    lines = [header]
+    for row in rows:
+        density = "/".join(f"{value:.2f}" for value in row["density"].values())
+        times = ("-" if row[key] is None else f"{row[key]:.0f}" for key in ("dense_us", "sparse_us"))
+        lines.append(
+            (row["name"], row["pattern"], density, row["backend"], f"{row['bytes'] / 1024:.1f}", *times, row["why"])
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header) - 1)]
+    text = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]) for line in lines
+    ]
+    text.insert(1, "-" * max(len(line) for line in text))
+    return "\n".join(text)

@@ -1,0 +1,64 @@
+"""Whether a swapped network still computes what the original does."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from smart_kernels import paths
+from smart_kernels.model import SparseModel, relative_error
+
+# Relative to the largest logit. Sums of some thousand products in another order, some dozen layers deep.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
+
+
+class VerificationError(AssertionError):
+    """The swapped network's outputs differ from the original's by more than rounding explains."""
+
+
+def verify(model: nn.Module, sparse: SparseModel, x: Tensor, tolerance: float | None = None) -> dict[str, float]:
+    """Compares a swapped network with its original on a batch, path by path.
+
+    Args:
+        model: the original; run in eval mode, and left in the mode it was in.
+        sparse: what :func:`smart_kernels.swap` made of it.
+        x: (N, C, H, W).
+        tolerance: the largest relative error accepted; by default by the dtype the swapped network runs in.
+
+    Returns:
+        path -> max |difference| / max |output|.
+
+    Raises:
+        VerificationError: a path's error is above the tolerance, or not a number.
+    """
+    dtype = next((t.dtype for t in sparse.buffers() if t.is_floating_point()), torch.float32)
+    tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32]) if tolerance is None else tolerance
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            errors = {
+                path: relative_error(sparse(x.to(dtype), path=path), run_original(model, x, path))
+                for path in sparse.paths
+            }
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    wrong = {path: error for path, error in errors.items() if not error <= tolerance}
+    if wrong:
+        listing = ", ".join(f"{path}: {error:.2e}" for path, error in wrong.items())
+        raise VerificationError(
+            f"the swapped network differs from the original by {listing}, where {tolerance:.0e} is accepted: "
+            "see sparse.report() for the backends used, and please report it"
+        )
+    return errors
+
+
+def run_original(model: nn.Module, x: Tensor, path: str | float) -> Tensor:
+    """Calls a network that may or may not know of paths."""
+    if "path" in inspect.signature(model.forward).parameters:
+        return model(x, path=path)
+    with paths.running(path):
+        return model(x)

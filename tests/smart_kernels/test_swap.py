@@ -1,0 +1,258 @@
+import copy
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import DualNorm, MaskedConv, TwoPaths
+from torch import nn
+from torch.nn.utils import prune
+
+import smart_kernels
+from smart_kernels import VerificationError, fusion, native, swap, verify
+from smart_kernels.modules import PathAffine, SparseConv2d
+from smart_kernels.report import format_table
+
+BACKENDS = ["auto", "dense", *(["cpu"] if native.missing() is None else [])]
+TOLERANCE = 1e-5
+
+
+@pytest.fixture
+def images():
+    return torch.rand(5, 1, 9, 9)
+
+
+@pytest.fixture(params=[False, True], ids=["graph", "module by module"])
+def model(request):
+    return TwoPaths(control_flow=request.param).eval()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_swapped_network_computes_the_same(model, images, backend):
+    sparse = swap(model, images, backend=backend)
+    assert max(verify(model, sparse, images, TOLERANCE).values()) < TOLERANCE
+    assert set(verify(model, sparse, images)) == {"clean", "adv"}
+    # Another batch and another size than the example's.
+    other = torch.rand(2, 1, 14, 11)
+    verify(model, sparse, other, TOLERANCE)
+
+
+def test_a_lambda_runs_the_mixed_network(model, images):
+    sparse = swap(model, images)
+    for lam in (0.3, 0.75):
+        torch.testing.assert_close(sparse(images, path=lam), model(images, path=lam))
+    assert torch.equal(sparse(images, path=0.0), sparse(images, path="clean"))
+    assert torch.equal(sparse(images, path=1), sparse(images, path="adv"))
+
+
+def test_each_sample_runs_as_if_alone_on_its_path(model, images):
+    sparse, choice = swap(model, images), torch.tensor([1, 0, 0, 1, 1])
+    y = sparse(images, path=choice)
+    for i, c in enumerate(choice):
+        alone = sparse(images[i : i + 1], path=("clean", "adv")[c])
+        torch.testing.assert_close(y[i : i + 1], alone)
+
+
+def test_the_original_is_untouched(model, images):
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    swap(model, images)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_everything_fuses_into_convolutions_and_affines(images):
+    sparse = swap(TwoPaths().eval(), images)
+    kinds = [type(m) for m in sparse.net.modules()]
+    assert kinds.count(SparseConv2d) == 8
+    assert kinds.count(PathAffine) == 1  # the norm that opens the pre-activation block
+    assert not {nn.ReLU, nn.BatchNorm2d, DualNorm, nn.Dropout} & set(kinds)
+    called = [node.target for node in sparse.net.graph.nodes if node.op == "call_function"]
+    assert called == [F.adaptive_avg_pool2d, torch.flatten]
+
+
+def test_switching_paths_repacks_nothing(images):
+    sparse = swap(TwoPaths().eval(), images)
+    held = [buffer.data_ptr() for buffer in sparse.buffers()]
+    sparse(images, path="clean")
+    sparse(images, path="adv")
+    assert [buffer.data_ptr() for buffer in sparse.buffers()] == held
+
+
+def test_threads_may_run_different_paths_at_once(model, images):
+    sparse, outputs = swap(model, images), {}
+    expected = {path: sparse(images, path=path) for path in sparse.paths}
+
+    def work(path):
+        outputs[path] = [sparse(images, path=path) for _ in range(20)]
+
+    threads = [threading.Thread(target=work, args=(path,)) for path in sparse.paths]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    for path in sparse.paths:
+        assert all(torch.equal(y, expected[path]) for y in outputs[path])
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["hooks", "removed"])
+def test_a_network_pruned_by_torch_swaps_as_one_path(images, removed):
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    for conv in (model[0], model[3]):
+        prune.random_unstructured(conv, "weight", 0.8)
+        if removed:
+            prune.remove(conv, "weight")
+    sparse = swap(model, images)
+    assert sparse.paths == ("clean",)
+    assert max(verify(model, sparse, images).values()) < TOLERANCE
+    assert [round(row["density"]["clean"], 1) for row in sparse.report()] == [0.2, 0.2]
+    with pytest.raises(ValueError, match="this network has 'clean'"):
+        sparse(images, path="adv")
+
+
+class Sums(nn.Module):
+    """Sums and rectifiers in spellings that must not be fused wrongly."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.a, self.b = MaskedConv(1, 6, 3, padding=1), MaskedConv(1, 6, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        if self.kind == "broadcast":
+            return F.relu(a + b.mean((2, 3), keepdim=True))
+        if self.kind == "used twice":
+            return F.relu(a + b) * a
+        if self.kind == "itself":
+            return torch.relu(a + a)
+        if self.kind == "scaled":
+            return torch.add(a, b, alpha=2)
+        if self.kind == "into the residual":
+            c = torch.relu(b)
+            c += a
+            return c + b.sum()
+        if self.kind == "input changed in place":
+            y = self.a(x * 1)
+            z = x * 2
+            w = self.b(z)
+            self.relu(z.sub_(1))
+            return y + w + z.sum()
+        if self.kind == "shared module":
+            return self.a(x).relu() + self.a(x * 2)
+        return a.relu().add_(b).relu_()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "broadcast",
+        "used twice",
+        "itself",
+        "scaled",
+        "into the residual",
+        "input changed in place",
+        "shared module",
+        "methods",
+    ],
+)
+def test_sums_that_look_fusible_stay_right(images, kind):
+    model = Sums(kind).eval()
+    sparse = swap(model, images)
+    assert sparse.uncaptured is None
+    assert max(verify(model, sparse, images).values()) < TOLERANCE
+
+
+def test_a_convolution_with_hooks_is_left_alone_and_said_so(images):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    model[2].register_forward_hook(lambda module, inputs, output: output + 1)
+    sparse = swap(model, images)
+    verify(model, sparse, images, TOLERANCE)
+    assert [row["backend"] for row in sparse.report() if row["name"] == "2"] == ["original"]
+
+
+def test_the_report_explains_every_convolution(images):
+    sparse = swap(TwoPaths().eval(), images)
+    rows = sparse.report()
+    assert [row["name"] for row in rows][:2] == ["stem", "layers.0.conv1"]
+    assert rows[0]["pattern"] == "dense"
+    assert rows[0]["backend"] == "dense"
+    assert all(row["why"] for row in rows)
+    if native.missing() is None:
+        assert all(row["dense_us"] > 0 and row["sparse_us"] > 0 for row in rows[1:])
+    for row in rows:
+        if row["backend"] == "dense" and row["dense_us"] is not None:
+            assert row["dense_us"] <= row["sparse_us"]
+    table = format_table(rows)
+    assert all(row["name"] in table for row in rows)
+
+
+def test_half_precision_runs_dense_and_says_why(images):
+    model = TwoPaths().eval()
+    sparse = swap(model, images, dtype=torch.bfloat16)
+    assert sparse(images.bfloat16()).dtype == torch.bfloat16
+    verify(model, sparse, images)
+    assert {row["backend"] for row in sparse.report()} == {"dense"}
+    if native.missing() is None:
+        assert any("bfloat16" in row["why"] for row in sparse.report())
+
+
+def test_it_compiles_into_one_graph(images):
+    sparse = swap(TwoPaths().eval(), images)
+    compiled = torch.compile(sparse, fullgraph=True, backend="aot_eager")
+    for path in ("clean", "adv"):
+        torch.testing.assert_close(compiled(images, path=path), sparse(images, path=path))
+
+
+def test_a_copy_and_a_state_dict_behave(model, images):
+    sparse = swap(model, images)
+    twin = copy.deepcopy(sparse)
+    assert torch.equal(twin(images, path="adv"), sparse(images, path="adv"))
+    for buffer in twin.buffers():
+        if buffer.is_floating_point():
+            buffer.zero_()
+    twin.load_state_dict(sparse.state_dict())
+    assert torch.equal(twin(images, path="adv"), sparse(images, path="adv"))
+    assert not sparse.train().training
+
+
+def test_verify_notices_a_wrong_network(model, images):
+    sparse = swap(model, images)
+    next(m for m in sparse.modules() if isinstance(m, SparseConv2d)).packed.weight_clean.mul_(1.01)
+    with pytest.raises(VerificationError, match="differs from the original by clean"):
+        verify(model, sparse, images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(81, 2))}, "no convolution"),
+        ({"model": "resnet18"}, "a torch.nn.Module is needed"),
+        ({"example": torch.rand(1, 9, 9)}, r"\(N, C, H, W\) is needed"),
+        ({"example": torch.zeros(1, 1, 9, 9, dtype=torch.uint8)}, "float image batch"),
+        ({"backend": "tpu"}, "unknown backend 'tpu'"),
+    ],
+)
+def test_what_cannot_be_swapped_is_refused(images, arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        swap(**{"model": TwoPaths(), "example": images} | arguments)
+
+
+def test_an_example_the_model_rejects_is_refused(model):
+    with pytest.raises(RuntimeError, match="channels"):
+        swap(model, torch.rand(2, 3, 9, 9))
+
+
+def test_the_library_knows_nothing_of_the_training_package():
+    import subprocess
+    import sys
+
+    code = "import sys, smart_kernels; sys.exit(any(n == 'smart' or n.startswith('smart.') for n in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert smart_kernels.__version__
+
+
+def test_capture_notes_shapes(images):
+    traced = fusion.capture(TwoPaths().eval(), images)
+    assert traced.graph.find_nodes(op="placeholder", target=fusion.PATH)
