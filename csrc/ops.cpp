@@ -122,14 +122,14 @@ Tensor sparse_conv2d_cpu(Tensor x, Tensor values, Tensor codes, Tensor segments,
               " channels of it must hold fewer than 2^31 numbers");
 
   Tensor y = torch::stable::new_empty(x, {p.batch, p.out_channels, p.out_height, p.out_width});
-  const Tensor dense_x = torch::stable::contiguous(x);
+  const Tensor dense_x = x.is_contiguous() ? x : torch::stable::contiguous(x);
   std::optional<Tensor> dense_residual;
   if (residual) {
     bool as_output = residual->scalar_type() == ScalarType::Float && residual->dim() == 4;
     for (int64_t i = 0; as_output && i < 4; ++i) as_output = residual->size(i) == y.size(i);
     SMART_CHECK(as_output, "residual has shape ", shape_of(*residual), ": float32 ", shape_of(y),
                 " is needed, the shape of the output");
-    dense_residual = torch::stable::contiguous(*residual);
+    dense_residual = residual->is_contiguous() ? *residual : torch::stable::contiguous(*residual);
   }
   cpu::Epilogue e = {per_channel(scale, "scale", p.out_channels), per_channel(bias, "bias", p.out_channels), nullptr,
                      relu};

@@ -47,7 +47,7 @@ class SparseModel(nn.Module):
             return self.net(x, path=path) if self._takes_path else self.net(x)
 
     def report(self) -> list[dict[str, object]]:
-        """A dict for each convolution: name, pattern, density, backend, why, bytes, dense_us, sparse_us."""
+        """A dict for each convolution: name, pattern, weights, density, backend, why, bytes, dense_us, sparse_us."""
         return [row.as_dict() for row in self._rows]
 
     def train(self, mode: bool = True) -> SparseModel:

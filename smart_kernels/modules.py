@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,11 @@ from smart_kernels.backends import find
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import PackedWeight
 
+MAX_BOUND = 8  # paths a convolution keeps ready to run: the named ones and a few lambdas
+
 
 class PerPathTensors(nn.Module):
-    """One tensor a path, as buffers; a lambda mixes the two. Paths given the very same tensor share it."""
+    """One tensor a path, as buffers; a lambda mixes the two."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -23,7 +26,8 @@ class PerPathTensors(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor.detach().contiguous())
 
-    def forward(self, path: str | float) -> Tensor:
+    def of(self, path: str | float) -> Tensor:
+        """The tensor of a resolved path."""
         if isinstance(path, str):
             return getattr(self, path)
         first, second = getattr(self, self.names[0]), getattr(self, self.names[-1])
@@ -63,7 +67,7 @@ class SparseConv2d(nn.Module):
         self.bias = None if bias is None else PerPathTensors(bias)
         self.relu = relu
         self.pad = pad
-        self._run: Callable[..., Tensor] = find(backend).run
+        self._bound: dict[str | float, Callable[[Tensor, Tensor | None], Tensor]] = {}
 
     def forward(self, x: Tensor, path: str | float | None = None, residual: Tensor | None = None) -> Tensor:
         """(N, C, H, W) -> (N, K, P, Q) on a resolved path; None means the path of the call under way."""
@@ -71,9 +75,27 @@ class SparseConv2d(nn.Module):
             path = paths.current()
         if self.pad is not None:
             x = F.pad(x, *self.pad)
-        scale = None if self.scale is None else self.scale(path)
-        bias = None if self.bias is None else self.bias(path)
-        return self._run(x, self.packed, self.geometry, path, scale, bias, residual, self.relu)
+        run = self._bound.get(path)
+        if run is None:
+            run = self._bind(path)
+        return run(x, residual)
+
+    def _bind(self, path: str | float) -> Callable[[Tensor, Tensor | None], Tensor]:
+        scale = None if self.scale is None else self.scale.of(path)
+        bias = None if self.bias is None else self.bias.of(path)
+        run = find(self.backend).bind(self.packed, self.geometry, path, scale, bias, self.relu)
+        if len(self._bound) >= MAX_BOUND:
+            self._bound.clear()
+        self._bound[path] = run
+        return run
+
+    def _apply(self, *args: Any, **kwargs: Any) -> SparseConv2d:
+        # .to() and its like replace the buffers that bound calls hold.
+        self._bound.clear()
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_bound": {}}
 
     def extra_repr(self) -> str:
         g = self.geometry
@@ -93,7 +115,7 @@ class PathAffine(nn.Module):
         """(N, C, H, W) -> (N, C, H, W)."""
         if path is None:
             path = paths.current()
-        y = torch.addcmul(self.bias(path), x, self.scale(path))
+        y = torch.addcmul(self.bias.of(path), x, self.scale.of(path))
         return y.relu_() if self.relu else y
 
     def extra_repr(self) -> str:

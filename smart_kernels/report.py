@@ -11,13 +11,15 @@ class Row:
     """One convolution of a swapped network.
 
     Attributes:
-        density: the share of weights each path keeps.
+        weights: how many the convolution has, kept or not.
+        density: the share of them that each path keeps.
         bytes: memory of the packed weight, all paths together.
         dense_us, sparse_us: medians measured at swap time, on the example's shape; None where not measured.
     """
 
     name: str
     pattern: str
+    weights: int
     density: dict[str, float]
     backend: str
     why: str

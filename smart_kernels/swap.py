@@ -161,7 +161,8 @@ class _Builder:
         density = {path: float(mask.float().mean()) for path, mask in masks.items()}
         nbytes = conv.weight.numel() * conv.weight.element_size()
         why = "left as it was: it has forward hooks, which a fused kernel would skip"
-        self.rows.append(Row(name, str(patterns.describe(list(masks.values()))), density, "original", why, nbytes))
+        pattern = str(patterns.describe(list(masks.values())))
+        self.rows.append(Row(name, pattern, conv.weight.numel(), density, "original", why, nbytes))
         return False
 
     def _plan(self, name: str, conv: nn.Module, input_shape: torch.Size | None) -> Choice:
@@ -177,6 +178,7 @@ class _Builder:
             Row(
                 name=name,
                 pattern=str(patterns.describe(list(masks.values()))),
+                weights=conv.weight.numel(),
                 density={p: choice.packed.density(p) for p in masks},
                 backend=choice.backend,
                 why=choice.why,

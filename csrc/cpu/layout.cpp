@@ -79,21 +79,23 @@ Layout image_layout(const Problem& p, int64_t width) {
 }
 
 void fill_offsets(const Problem& p, const Layout& l, int64_t width, int64_t slab_channels, int32_t* offsets) {
-  for (int64_t c = 0; c < slab_channels; ++c) {
-    for (int64_t r = 0; r < p.kernel_h; ++r) {
-      const int64_t leader = row_copy(p, r, width);
-      // Copies are numbered in the order of their first tap rows.
-      int64_t copy = 0;
-      for (int64_t earlier = 0; earlier < leader; ++earlier) copy += row_copy(p, earlier, width) == earlier;
-      for (int64_t s = 0; s < p.kernel_w; ++s) {
-        const int64_t w = s * p.dilation_w;
-        const int64_t by_image = (row_phase(p, r) * l.phases_w + w % p.stride_w) * l.plane +
-                                 (row_shift(p, r) * l.pitch + w / p.stride_w) * l.lanes;
-        const int64_t by_pixel =
-            (copy * p.kernel_w + s) * l.plane + plane_start(p, r, width) + row_shift(p, r) * l.pitch;
-        *offsets++ = static_cast<int32_t>(c * l.channel + (l.lanes == 1 ? by_pixel : by_image));
-      }
+  const int64_t taps = p.kernel_h * p.kernel_w;
+  for (int64_t r = 0; r < p.kernel_h; ++r) {
+    // Copies are numbered in the order of their first tap rows.
+    int64_t copy = 0;
+    for (int64_t earlier = 0; earlier < row_copy(p, r, width); ++earlier) {
+      copy += row_copy(p, earlier, width) == earlier;
     }
+    for (int64_t s = 0; s < p.kernel_w; ++s) {
+      const int64_t w = s * p.dilation_w;
+      const int64_t by_image = (row_phase(p, r) * l.phases_w + w % p.stride_w) * l.plane +
+                               (row_shift(p, r) * l.pitch + w / p.stride_w) * l.lanes;
+      const int64_t by_pixel = (copy * p.kernel_w + s) * l.plane + plane_start(p, r, width) + row_shift(p, r) * l.pitch;
+      offsets[r * p.kernel_w + s] = static_cast<int32_t>(l.lanes == 1 ? by_pixel : by_image);
+    }
+  }
+  for (int64_t code = taps; code < slab_channels * taps; ++code) {
+    offsets[code] = offsets[code - taps] + static_cast<int32_t>(l.channel);
   }
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -45,6 +45,22 @@ class Backend(ABC):
     def pack(self, weight: Tensor, masks: Mapping[str, Tensor]) -> PackedWeight:
         """Packs a weight (K, C/groups, R, S) and its masks for :meth:`run`."""
         return FORMATS[self.format](weight, masks)
+
+    def bind(
+        self,
+        packed: PackedWeight,
+        geometry: Geometry,
+        path: str | float,
+        scale: Tensor | None,
+        bias: Tensor | None,
+        relu: bool,
+    ) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """:meth:`run` with all but the input and the residual settled: what a module calls again and again."""
+
+        def run(x: Tensor, residual: Tensor | None) -> Tensor:
+            return self.run(x, packed, geometry, path, scale, bias, residual, relu)
+
+        return run
 
     @abstractmethod
     def run(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,27 @@ class CpuBackend(Backend):
             return Verdict(False, f"a kernel of {taps} taps has more than the {MAX_TAPS} that a code can name")
         return Verdict(True)
 
+    def bind(
+        self,
+        packed: UnstructuredWeight,
+        geometry: Geometry,
+        path: str | float,
+        scale: Tensor | None,
+        bias: Tensor | None,
+        relu: bool,
+        isa: str = "",
+    ) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """As the base class says; ``isa`` picks an instruction set by name, for tests."""
+        # A small layer takes some ten microseconds: looking attributes up at each call would be a fair part of it.
+        op = torch.ops.smart_kernels.sparse_conv2d_cpu.default
+        values, codes, segments = packed.path_values(path), packed.codes, packed.segments
+        numbers, slab_channels, (first, last) = geometry.numbers, packed.slab_channels, packed.segment_range(path)
+
+        def run(x: Tensor, residual: Tensor | None) -> Tensor:
+            return op(x, values, codes, segments, numbers, slab_channels, first, last, scale, bias, residual, relu, isa)
+
+        return run
+
     def run(
         self,
         x: Tensor,
@@ -43,20 +66,4 @@ class CpuBackend(Backend):
         relu: bool = False,
         isa: str = "",
     ) -> Tensor:
-        """As the base class says; ``isa`` picks an instruction set by name, for tests."""
-        first, last = packed.segment_range(path)
-        return torch.ops.smart_kernels.sparse_conv2d_cpu.default(
-            x,
-            packed.path_values(path),
-            packed.codes,
-            packed.segments,
-            geometry.numbers,
-            packed.slab_channels,
-            first,
-            last,
-            scale,
-            bias,
-            residual,
-            relu,
-            isa,
-        )
+        return self.bind(packed, geometry, path, scale, bias, relu, isa)(x, residual)
