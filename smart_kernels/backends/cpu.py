@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,23 @@ from smart_kernels import native
 from smart_kernels.backends.base import Backend, Verdict
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.unstructured import MAX_TAPS, UnstructuredWeight
+
+
+class _NoGradient(torch.autograd.Function):
+    """Passes a result on, and refuses the backward pass through it: silence would look like a gradient of zero.
+
+    Registering this with the operator would cost every call ten microseconds outside inference mode.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        raise RuntimeError(
+            "the sparse kernels compute no gradients: take them through the original network, which computes the same"
+        )
 
 
 class CpuBackend(Backend):
@@ -50,6 +68,10 @@ class CpuBackend(Backend):
         numbers, slab_channels, (first, last) = geometry.numbers, packed.slab_channels, packed.segment_range(path)
 
         def run(x: Tensor, residual: Tensor | None) -> Tensor:
+            if x.requires_grad and torch.is_grad_enabled():
+                with torch.no_grad():
+                    y = run(x, residual)
+                return _NoGradient.apply(x, y)
             return op(x, values, codes, segments, numbers, slab_channels, first, last, scale, bias, residual, relu, isa)
 
         return run

@@ -141,6 +141,14 @@ def test_the_operator_itself_refuses_operands_that_do_not_fit(weight, masks, ind
 
 
 @needs_library
+def test_a_gradient_is_refused_rather_than_missing(weight, masks):
+    x = torch.randn(2, 6, 5, 5, requires_grad=True)
+    y = sparse_conv2d(x, pack(weight, masks, "unstructured"))
+    with pytest.raises(RuntimeError, match="compute no gradients: take them through the original network"):
+        y.sum().backward()
+
+
+@needs_library
 def test_an_unknown_instruction_set_is_refused(weight, masks):
     with pytest.raises(RuntimeError, match="no 'sse9' kernels"):
         torch.ops.smart_kernels.sparse_conv2d_cpu(*operands(weight, masks), "sse9")
