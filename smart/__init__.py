@@ -1,0 +1,43 @@
+"""Trains networks with a clean and an adversarial expert path in one sparse weight (SMART, arXiv 2302.03523)."""
+
+from smart.attacks import fgsm, pgd
+from smart.checkpoint import CheckpointError, load_checkpoint, load_into, save_checkpoint, save_dense
+from smart.data import ImageData, load_data
+from smart.evaluate import Evaluation, evaluate
+from smart.layers import DualBatchNorm2d, SmartConv2d, SmartNet
+from smart.masks import macs, nonzeros
+from smart.models import convert, create_model, list_models
+from smart.objectives import smart_loss
+from smart.recipes import demo_config
+from smart.rewire import Rewirer
+from smart.train import TrainConfig, TrainResult, train
+from smart.version import __version__
+
+__all__ = [
+    "CheckpointError",
+    "DualBatchNorm2d",
+    "Evaluation",
+    "ImageData",
+    "Rewirer",
+    "SmartConv2d",
+    "SmartNet",
+    "TrainConfig",
+    "TrainResult",
+    "__version__",
+    "convert",
+    "create_model",
+    "demo_config",
+    "evaluate",
+    "fgsm",
+    "list_models",
+    "load_checkpoint",
+    "load_data",
+    "load_into",
+    "macs",
+    "nonzeros",
+    "pgd",
+    "save_checkpoint",
+    "save_dense",
+    "smart_loss",
+    "train",
+]

@@ -1,0 +1,118 @@
+"""L-infinity attacks on one path: FGSM and PGD.
+
+Both run with every module in eval mode, compute the gradient with respect to the images only, and leave buffers,
+``training`` flags and parameter gradients as they were. While they run, the model's flags are changed: another thread
+must not train the same model meanwhile.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smart.layers import eval_mode
+
+
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, path: str | float | Tensor = "clean", eps: float = 8 / 255) -> Tensor:
+    """One step of size ``eps`` along the gradient's sign (Goodfellow et al. 2015).
+
+    Args, result and errors as for :func:`pgd`.
+    """
+    return pgd(model, x, y, path, eps, step=max(eps, 1e-9), steps=1, random_start=False)
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    path: str | float | Tensor = "clean",
+    eps: float = 8 / 255,
+    step: float = 2 / 255,
+    steps: int = 7,
+    restarts: int = 1,
+    random_start: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Projected gradient ascent on the cross-entropy (Madry et al. 2018), within ``eps`` of ``x`` and within [0, 1].
+
+    Args:
+        model: called as ``model(x, path=path)``; returns logits (N, classes).
+        x: (N, C, H, W), float in [0, 1].
+        y: true labels (N,), integers.
+        path: the path attacked, of any kind that the model accepts.
+        eps, step: radius and step size in units of the [0, 1] range.
+        steps: gradient steps of one run.
+        restarts: runs; for each sample the one that fools the model is kept, among equals the one of highest loss.
+        random_start: start from a uniform point of the ball instead of ``x``.
+        generator: of the random starts; default: torch's global random state.
+
+    Returns:
+        Attacked images like ``x``, without a gradient history.
+
+    Raises:
+        ValueError: eps outside [0, 1]; step, steps or restarts not positive; x outside [0, 1]; labels of another shape.
+    """
+    _check(x, y, eps, step, steps, restarts)
+    # Tensors made in inference mode can never enter autograd, so leave it and work on copies.
+    with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
+        x, y = x.detach().clone(), y.clone()
+        low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
+
+        def run() -> Tensor:
+            adv = _random_point(x, eps, generator).clamp(low, high) if random_start else x
+            for _ in range(steps):
+                adv = adv.detach().requires_grad_()
+                loss = F.cross_entropy(model(adv, path=path), y, reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, adv)
+                adv = (adv.detach() + step * gradient.sign()).clamp(low, high)
+            return adv
+
+        best = run()
+        if restarts == 1:
+            return best
+        best_fooled, best_loss = _outcome(model, best, y, path)
+        for _ in range(restarts - 1):
+            adv = run()
+            fooled, loss = _outcome(model, adv, y, path)
+            better = (fooled & ~best_fooled) | ((fooled == best_fooled) & (loss > best_loss))
+            best = torch.where(better[:, None, None, None], adv, best)
+            best_fooled, best_loss = best_fooled | fooled, torch.where(better, loss, best_loss)
+        return best
+
+
+def _random_point(x: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
+    """Each pixel of ``x`` moved by a uniform draw from [-eps, eps]."""
+    device = generator.device if generator is not None else x.device
+    draw = torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+    return x + eps * (2 * draw - 1)
+
+
+@torch.no_grad()
+def _outcome(model: nn.Module, x: Tensor, y: Tensor, path: str | float | Tensor) -> tuple[Tensor, Tensor]:
+    """Per sample: does it fool the model, and its loss; both (N,)."""
+    logits = model(x, path=path)
+    return logits.argmax(1) != y, F.cross_entropy(logits, y, reduction="none")
+
+
+def check_settings(eps: float, step: float, steps: int, restarts: int) -> None:
+    """Raises ValueError where the settings of an attack make no sense."""
+    if not 0 <= eps <= 1:
+        raise ValueError(f"eps is {eps}: give a part of the [0, 1] range, such as 8/255 for 8 of 255 grey levels")
+    if not 0 < step <= 1:
+        raise ValueError(f"the attack's step is {step}: give a part of the [0, 1] range above 0, such as 2/255")
+    for name, value in (("steps", steps), ("restarts", restarts)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}: give an integer of at least 1")
+
+
+def _check(x: Tensor, y: Tensor, eps: float, step: float, steps: int, restarts: int) -> None:
+    check_settings(eps, step, steps, restarts)
+    if y.shape != x.shape[:1] or y.is_floating_point():
+        raise ValueError(
+            f"y has dtype {y.dtype} and shape {tuple(y.shape)}: give one integer label for each of the {len(x)} images"
+        )
+    if x.numel() and not (x.amin() >= 0 and x.amax() <= 1):
+        raise ValueError(
+            "x has values outside [0, 1] or NaN: attacks work on images in [0, 1], normalise inside the model"
+        )

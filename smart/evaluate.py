@@ -1,0 +1,172 @@
+"""Accuracy under attack; each configuration is attacked as it is deployed, with its masks, norms and lambda."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from smart.attacks import check_settings, fgsm, pgd
+from smart.data import ImageData
+from smart.files import replacing
+from smart.layers import eval_mode
+from smart.seeds import derive_seed
+from smart_kernels.paths import PATHS, resolve
+
+
+class Evaluation(dict[str, dict[str, float]]):
+    """Accuracies in [0, 1] by configuration and attack, ``table["adv"]["pgd20"]``; a lambda is written ``"0.25"``.
+
+    Attributes:
+        settings: what the numbers hold for: n_examples, eps, step, restarts, seed.
+        transfer: with ``transfer=True`` the whole matrix, ``table.transfer["pgd20"][attacked][evaluated]``.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self.settings = settings
+        self.transfer: dict[str, dict[str, dict[str, float]]] = {}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row a number: evaluated, attacked, attack, its steps, accuracy, and the settings."""
+        matrix = self.transfer
+        if not matrix:
+            attacks = next(iter(self.values()), {})
+            matrix = {attack: {name: {name: row[attack]} for name, row in self.items()} for attack in attacks}
+        return [
+            {
+                "evaluated": evaluated,
+                "attacked": attacked,
+                "attack": attack,
+                "steps": attack_steps(attack),
+                "accuracy": accuracy,
+                **self.settings,
+            }
+            for attack, by_attacked in matrix.items()
+            for attacked, by_evaluated in by_attacked.items()
+            for evaluated, accuracy in by_evaluated.items()
+        ]
+
+    def write_csv(self, path: str | Path) -> None:
+        """Writes :meth:`rows`.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        rows = self.rows()
+        with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def evaluate(
+    model: nn.Module,
+    data: ImageData | tuple[Tensor, Tensor],
+    attacks: Sequence[str] = ("clean", "fgsm", "pgd20"),
+    paths: Sequence[str] = PATHS,
+    lambdas: Sequence[float] = (),
+    eps: float = 8 / 255,
+    step: float | None = None,
+    restarts: int = 1,
+    batch_size: int = 256,
+    seed: int = 0,
+    transfer: bool = False,
+    progress: bool = False,
+) -> Evaluation:
+    """Measures every configuration (the paths, then the lambdas) under every attack; leaves the model as it was.
+
+    Args:
+        model: a two-path network on any device.
+        data: its test split is used; or images (N, C, H, W) in [0, 1] and labels (N,).
+        attacks: ``"clean"`` (none), ``"fgsm"``, or ``"pgd"`` and a number of steps, as in ``"pgd20"``.
+        eps, step: L-infinity radius and PGD step in units of the [0, 1] range; default step: eps / 4.
+        restarts: of PGD. Its random starts depend on ``seed``, the attack and the batch, not on the configuration.
+        transfer: also evaluate each configuration on the images that were made against each other one.
+
+    Raises:
+        ValueError: an unknown attack, path, or setting; no images.
+    """
+    images, labels = data.test if isinstance(data, ImageData) else data
+    if not len(images):
+        raise ValueError("there are no images to evaluate: give at least one")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: give at least 1")
+    if step is None:
+        step = eps / 4 or 1e-9
+    check_settings(eps, step, 1, restarts)
+    steps = {attack: attack_steps(attack) for attack in attacks}
+    configurations: dict[str, str | float] = {str(p): resolve(p) for p in (*paths, *lambdas)}
+    if not configurations or not steps:
+        raise ValueError("there is nothing to evaluate: give at least one path or lambda, and one attack")
+
+    settings = {"n_examples": len(images), "eps": eps, "step": step, "restarts": restarts, "seed": seed}
+    correct = {attack: {a: dict.fromkeys(configurations, 0) for a in configurations} for attack in steps}
+    device = next(model.parameters()).device
+    starts = range(0, len(images), batch_size)
+    bar = tqdm(
+        total=len(steps) * len(configurations) * len(starts), desc="evaluate", unit="batch", disable=not progress
+    )
+    with bar, eval_mode(model):
+        for attack in steps:
+            for attacked, path in configurations.items():
+                for start in starts:
+                    x = images[start : start + batch_size].to(device)
+                    y = labels[start : start + batch_size].to(device)
+                    generator = torch.Generator().manual_seed(derive_seed(seed, attack, start))
+                    adv = _attack(model, x, y, path, attack, eps, step, restarts, generator)
+                    for evaluated in configurations if transfer else (attacked,):
+                        with torch.no_grad():
+                            predicted = model(adv, path=configurations[evaluated]).argmax(1)
+                        correct[attack][attacked][evaluated] += int((predicted == y).sum())
+                    bar.update()
+
+    table = Evaluation(settings)
+    for name in configurations:
+        table[name] = {attack: correct[attack][name][name] / len(images) for attack in steps}
+    if transfer:
+        table.transfer = {
+            attack: {a: {e: count / len(images) for e, count in row.items()} for a, row in by_attacked.items()}
+            for attack, by_attacked in correct.items()
+        }
+    return table
+
+
+def attack_steps(attack: str) -> int:
+    """The gradient steps of an attack by name: 0 for ``"clean"``, 1 for ``"fgsm"``, N for ``"pgdN"``.
+
+    Raises:
+        ValueError: any other name.
+    """
+    if attack in ("clean", "fgsm"):
+        return ("clean", "fgsm").index(attack)
+    match = re.fullmatch(r"pgd([1-9]\d{0,4})", attack)
+    if match is None:
+        raise ValueError(
+            f"unknown attack {attack!r}: accepted are 'clean', 'fgsm', and 'pgdN' with N steps, such as 'pgd20'"
+        )
+    return int(match[1])
+
+
+def _attack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    path: str | float,
+    attack: str,
+    eps: float,
+    step: float,
+    restarts: int,
+    generator: torch.Generator,
+) -> Tensor:
+    if attack == "clean":
+        return x
+    if attack == "fgsm":
+        return fgsm(model, x, y, path, eps)
+    return pgd(model, x, y, path, eps, step, attack_steps(attack), restarts, generator=generator)

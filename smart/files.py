@@ -1,0 +1,36 @@
+"""Files that are either whole or absent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary path beside ``path``; what is written there takes its place when the block ends without error.
+
+    Raises:
+        OSError: the file cannot be written; the message says where.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise type(error)(
+            f"cannot write {path}: {error.strerror or error}; give a path that you may write to"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a whole text file, or leaves the old one."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,231 @@
+"""The layers of a two-path network: one weight under two masks, two batch norms, and the network that picks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smart_kernels import paths
+from smart_kernels.paths import PATHS
+
+
+class _MaskedWeight(torch.autograd.Function):
+    """weight * mask, whose backward also adds the gradient of the *product* to the sinks.
+
+    Autograd alone gives a masked position the gradient zero, which cannot rank candidates for regrowth; the gradient
+    with respect to the effective weight is dense.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, mask: Tensor, sinks: tuple[tuple[Tensor, float], ...]) -> Tensor:
+        ctx.save_for_backward(mask)
+        ctx.sinks = sinks
+        return weight * mask
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        for sink, scale in ctx.sinks:
+            sink.add_(grad.detach(), alpha=scale)
+        return grad * mask, None, None
+
+
+class SmartConv2d(nn.Conv2d):
+    """A convolution with one weight theta (K, C/groups, R, S) and a binary mask of the same shape for each path.
+
+    On a named path p the effective weight is theta * m_p; at a lambda l strictly between 0 and 1 it is
+    theta * ((1 - l) * m_clean + l * m_adv). Arguments are those of :class:`torch.nn.Conv2d`; the masks start full.
+
+    Attributes:
+        gradient_sinks: filled by :class:`smart.Rewirer`: per path a tensor like the weight, to which each backward pass
+            adds the gradient with respect to that path's effective weight. Empty: no such gradient is kept.
+    """
+
+    mask_clean: Tensor
+    mask_adv: Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for path in PATHS:
+            self.register_buffer(f"mask_{path}", torch.ones_like(self.weight, dtype=torch.bool))
+        self.gradient_sinks: dict[str, Tensor] = {}
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d) -> SmartConv2d:
+        """A layer that computes what ``conv`` does, on the same parameter objects, with full masks."""
+        smart = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            padding_mode=conv.padding_mode,
+            device="meta",
+        )
+        smart.weight, smart.bias = conv.weight, conv.bias
+        for path in PATHS:
+            setattr(smart, f"mask_{path}", torch.ones_like(conv.weight, dtype=torch.bool))
+        return smart.train(conv.training)
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The mask of each path, bool (K, C/groups, R, S)."""
+        return {"clean": self.mask_clean, "adv": self.mask_adv}
+
+    def set_mask(self, path: str, mask: Tensor) -> None:
+        """Copies ``mask``, bool and shaped like the weight, over the mask of ``path``.
+
+        Raises:
+            ValueError: an unknown path, or another shape.
+            TypeError: ``mask`` is not bool.
+        """
+        if path not in PATHS:
+            raise ValueError(f"unknown path {path!r}: a mask belongs to 'clean' or 'adv'")
+        if mask.dtype != torch.bool:
+            raise TypeError(f"the mask has dtype {mask.dtype}: give a bool tensor, such as mask != 0")
+        if mask.shape != self.weight.shape:
+            raise ValueError(
+                f"the mask has shape {tuple(mask.shape)}: this layer's weight has {tuple(self.weight.shape)}"
+            )
+        self.masks[path].copy_(mask)
+
+    def union(self) -> Tensor:
+        """Positions alive in at least one path, bool (K, C/groups, R, S)."""
+        return self.mask_clean | self.mask_adv
+
+    def effective_weight(self, path: str | float) -> Tensor:
+        """The weight (K, C/groups, R, S) that a resolved path convolves with."""
+        if isinstance(path, str):
+            mask, shares = self.masks[path], {path: 1.0}
+        else:
+            mask = (1 - path) * self.mask_clean.to(self.weight.dtype) + path * self.mask_adv.to(self.weight.dtype)
+            # The mix is (1 - l) * theta * m_clean + l * theta * m_adv: each path's share of the gradient follows.
+            shares = {"clean": 1 - path, "adv": path}
+        if not self.gradient_sinks:
+            return self.weight * mask
+        sinks = tuple(
+            (self.gradient_sinks[name], share) for name, share in shares.items() if name in self.gradient_sinks
+        )
+        return _MaskedWeight.apply(self.weight, mask, sinks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.effective_weight(paths.current()), self.bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy belongs to no Rewirer, so it has no gradients to collect.
+        return {**self.__dict__, "gradient_sinks": {}}
+
+
+class DualBatchNorm2d(nn.Module):
+    """One complete batch norm (affine and running statistics) for each path; both start as copies of ``norm``.
+
+    At a lambda l strictly between 0 and 1 the output is (1 - l) * clean(x) + l * adv(x).
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.norms = nn.ModuleDict({path: copy.deepcopy(norm) for path in PATHS})
+        self.train(norm.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        path = paths.current()
+        if isinstance(path, str):
+            return self.norms[path](x)
+        return (1 - path) * self.norms["clean"](x) + path * self.norms["adv"](x)
+
+
+class SmartNet(nn.Module):
+    """A network with a clean and an adversarial expert path, called as ``model(x, path="clean")``.
+
+    Args:
+        net: the network of :class:`SmartConv2d` and :class:`DualBatchNorm2d` layers; its forward takes one tensor.
+        mean, std: C numbers each, the normalisation (x - mean) / std applied before ``net``; C is the channel count
+            that inputs are checked against.
+        spec: the arguments of :func:`smart.create_model` that build such a network, or None for a converted one.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, net: nn.Module, mean: Sequence[float], std: Sequence[float], spec: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not len(mean) or not all(value > 0 for value in std):
+            raise ValueError(
+                f"mean {tuple(mean)} and std {tuple(std)}: give one number per image channel in each, std above 0"
+            )
+        self.net = net
+        parameter = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+        for name, values in (("mean", mean), ("std", std)):
+            buffer = torch.tensor(values, device=parameter.device, dtype=parameter.dtype).reshape(1, -1, 1, 1)
+            self.register_buffer(name, buffer)
+        self.spec = dict(spec) if spec is not None else None
+
+    @property
+    def in_channels(self) -> int:
+        return self.mean.shape[1]
+
+    def forward(self, x: Tensor, path: str | float | Tensor = "clean") -> Tensor:
+        """Runs a batch on one path, or each of its samples on its own.
+
+        Args:
+            x: (N, C, H, W), float in [0, 1].
+            path: ``"clean"`` or ``"adv"``; a lambda in [0, 1]; or an integer tensor (N,) of 0 (clean) and 1 (adv).
+
+        Returns:
+            What ``net`` returns for the normalised batch: logits (N, classes) for a classifier.
+
+        Raises:
+            ValueError: wrong shape, channel count or device, an unknown path, a lambda outside [0, 1].
+            TypeError: wrong dtype, or a path of another type.
+        """
+        # While torch.fx traces, x stands for any batch and has no shape to look at.
+        if not isinstance(x, torch.fx.Proxy):
+            self._check_input(x)
+        if isinstance(path, Tensor):
+            return paths.run_per_sample(self._run, x, path)
+        return self._run(x, paths.resolve(path))
+
+    def _run(self, x: Tensor, path: str | float) -> Tensor:
+        with paths.running(path):
+            return self.net((x - self.mean) / self.std)
+
+    def _check_input(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x is a {type(x).__name__}: give a float tensor (N, {self.in_channels}, H, W) in [0, 1]")
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"x has shape {tuple(x.shape)}: this network takes (N, {self.in_channels}, H, W)")
+        if not x.is_floating_point():
+            raise TypeError(
+                f"x has dtype {x.dtype}: this network takes floats in [0, 1], for bytes use x.float() / 255"
+            )
+        if torch.promote_types(x.dtype, self.mean.dtype) != self.mean.dtype:
+            raise TypeError(f"x has dtype {x.dtype}: this network computes in {self.mean.dtype}, convert x to that")
+        if x.device != self.mean.device:
+            raise ValueError(f"x is on {x.device}: this network is on {self.mean.device}, move one of them with .to()")
+
+
+def smart_convs(model: nn.Module) -> dict[str, SmartConv2d]:
+    """The masked convolutions of ``model`` by name, each once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SmartConv2d)}
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts every module into eval mode until the block ends, then gives each its own ``training`` flag back."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training

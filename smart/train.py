@@ -1,0 +1,279 @@
+"""The training loop: half of each batch clean through the clean path, half attacked through the adversarial path."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from smart.attacks import pgd
+from smart.checkpoint import CheckpointError, load_into, read_checkpoint, save_checkpoint
+from smart.config import TrainConfig
+from smart.data import ImageData, batches
+from smart.evaluate import evaluate
+from smart.layers import SmartNet, eval_mode
+from smart.masks import nonzeros
+from smart.objectives import SmartLoss, smart_loss
+from smart.rewire import Rewirer
+from smart.runs import RunFolder
+from smart.seeds import derive_seed, seeded
+
+__all__ = ["TrainConfig", "TrainResult", "train"]
+
+
+@dataclass
+class TrainResult:
+    """What a run gave.
+
+    Attributes:
+        history: one row per epoch, as in log.csv: epoch (from 1), lr, losses and accuracies in training, ``val_clean``
+            (clean images, clean path), ``val_adv`` (PGD, adversarial path), prune rate, densities, seconds.
+        best, last: the rows of the epoch with the highest mean of ``val_clean`` and ``val_adv``, and of the last one.
+        out, log_path, best_path, last_path: the run folder and its files; None without one.
+    """
+
+    history: list[dict[str, Any]]
+    best: dict[str, Any]
+    out: Path | None = None
+    log_path: Path | None = None
+    best_path: Path | None = None
+    last_path: Path | None = None
+    best_state: dict[str, Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self.history[-1]
+
+    def load_best(self, model: SmartNet) -> None:
+        """Loads the weights, masks and norms of the best epoch into ``model``."""
+        if self.best_path is not None:
+            load_into(model, self.best_path)
+        elif self.best_state is not None:
+            model.load_state_dict(self.best_state)
+
+
+def train(
+    model: SmartNet,
+    data: ImageData,
+    config: TrainConfig | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    overwrite: bool = False,
+) -> TrainResult:
+    """Trains both paths of ``model`` in place, on its device; it ends with the last epoch's weights, in eval mode.
+
+    All randomness follows from the config's seed and the epoch, so a run resumed after any finished epoch gives, on the
+    same machine, the numbers of one that was never stopped. On Ctrl-C, KeyboardInterrupt goes on to the caller and the
+    folder can be resumed.
+
+    Args:
+        out: run folder for config.json, log.csv, best.safetensors and last.safetensors; None keeps nothing on disk.
+        resume: go on from the last finished epoch in ``out``; ``model`` must be made as for the first start.
+        progress: show a progress bar.
+        overwrite: start anew in a folder that holds a run.
+
+    Raises:
+        ValueError: data that does not fit the model; resuming with other settings; a damaged checkpoint.
+        FileExistsError, FileNotFoundError: ``out`` holds a run, or none to resume.
+        OSError: ``out`` cannot be written.
+        RuntimeError: the loss is no longer finite.
+    """
+    config = config or TrainConfig()
+    _check_fit(model, data)
+    if resume and out is None:
+        raise ValueError("resume needs the run folder: give out")
+    folder = RunFolder(out) if out is not None else None
+    if folder is not None and resume:
+        folder.check_same(config, model.spec, data.name)
+    elif folder is not None:
+        folder.start(config, model.spec, data.name, overwrite)
+    run = _Run(model, data, config, folder)
+    try:
+        if resume:
+            run.restore()
+        run.epochs(progress)
+    finally:
+        run.rewirer.close()
+    model.eval()
+    if folder is None:
+        return TrainResult(run.history, run.best, best_state=run.best_state)
+    folder.write_log(run.history)
+    return TrainResult(run.history, run.best, folder.path, folder.log, folder.best, folder.last)
+
+
+class _Run:
+    """The state of a run between epochs."""
+
+    def __init__(self, model: SmartNet, data: ImageData, config: TrainConfig, folder: RunFolder | None) -> None:
+        self.model, self.data, self.config, self.folder = model, data, config, folder
+        self.device = model.mean.device
+        self.images, self.labels = (tensor.to(self.device) for tensor in data.train)
+        self.steps = max(1, len(self.images) // config.batch_size)
+        self.optimizer = torch.optim.SGD(
+            model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.rewirer = Rewirer(
+            model, self.optimizer, config.momentum, config.prune_rate, config.prune_schedule, config.regrow
+        )
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {}
+        self.best_state: dict[str, Tensor] | None = None
+
+    def epochs(self, progress: bool) -> None:
+        """Trains the epochs that are left."""
+        done, total = len(self.history), self.config.epochs
+        with tqdm(
+            total=total * self.steps, initial=done * self.steps, desc="train", unit="step", disable=not progress
+        ) as bar:
+            for epoch in range(done, total):
+                self.epoch(epoch, bar)
+
+    def epoch(self, epoch: int, bar: tqdm) -> None:
+        """Trains one epoch (from 0), checks it on the validation split, and saves it."""
+        started = time.perf_counter()
+        self.model.train()
+        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "epoch", epoch))
+        totals = torch.zeros(len(SmartLoss._fields), device=self.device)
+        rate = 0.0
+        # Dropout draws from the global state.
+        with seeded(derive_seed(self.config.seed, "dropout", epoch), self.device):
+            loader = batches(
+                self.images, self.labels, self.config.batch_size, generator, self.config.crop_padding, self.config.flip
+            )
+            for i, (x, y) in enumerate(loader):
+                step = epoch * self.steps + i
+                rate = self._rewire_if_due(step, rate)
+                outcome = self._step(x, y, step, generator, f"epoch {epoch + 1}, step {i + 1} of {self.steps}")
+                totals += torch.stack([part.detach() for part in outcome])
+                bar.update()
+                bar.set_postfix(
+                    epoch=f"{epoch + 1}/{self.config.epochs}",
+                    clean=f"{float(outcome.clean_loss):.3f}",
+                    adv=f"{float(outcome.adv_loss):.3f}",
+                    refresh=False,
+                )
+        means = dict(zip(SmartLoss._fields, (totals / self.steps).tolist(), strict=True))
+        row = {"lr": self.optimizer.param_groups[0]["lr"], **means, **self._validate(), "prune_rate": rate}
+        counts = nonzeros(self.model)
+        row.update({f"density_{key}": counts[key] / counts["dense"] for key in ("clean", "adv", "union")})
+        rounded = {key: round(value, 6) for key, value in row.items()}
+        self._finish({"epoch": epoch + 1, **rounded, "seconds": round(time.perf_counter() - started, 2)})
+
+    def _rewire_if_due(self, step: int, rate: float) -> float:
+        """Rewires before a step at which it is due; returns the prune rate used last in this epoch.
+
+        Rewiring opens an epoch rather than closing one: so what is validated and saved has been trained since.
+        """
+        if step == 0 or step % (self.config.rewire_every or self.steps):
+            return rate
+        progress = step / (self.config.epochs * self.steps)
+        self.rewirer.rewire(progress)
+        return self.rewirer.rate(progress)
+
+    def _step(self, x: Tensor, y: Tensor, step: int, generator: torch.Generator, place: str) -> SmartLoss:
+        config = self.config
+        if config.lr_schedule == "cosine":
+            lr = 0.5 * config.lr * (1 + math.cos(math.pi * step / (config.epochs * self.steps)))
+            self.optimizer.param_groups[0]["lr"] = lr
+        half = len(x) // 2
+        adv = pgd(
+            self.model,
+            x[half:],
+            y[half:],
+            "adv",
+            config.eps,
+            config.attack_step,
+            config.attack_steps,
+            generator=generator,
+        )
+        outcome = smart_loss(self.model, x[:half], y[:half], adv, y[half:])
+        if not bool(outcome.loss.isfinite()):
+            raise RuntimeError(
+                f"the loss is {float(outcome.loss)} in {place}: lower lr (now {config.lr:g}) and start again, "
+                "or check the images for extreme values"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        outcome.loss.backward()
+        self.optimizer.step()
+        self.rewirer.after_step()
+        return outcome
+
+    def _validate(self) -> dict[str, float]:
+        config = self.config
+        attack = f"pgd{config.val_attack_steps}"
+        common = {"eps": config.eps, "step": config.attack_step, "seed": config.seed}
+        clean = evaluate(self.model, self.data.val, ["clean"], ["clean"], **common)
+        adv = evaluate(self.model, self.data.val, [attack], ["adv"], **common)
+        return {"val_clean": clean["clean"]["clean"], "val_adv": adv["adv"][attack]}
+
+    def _finish(self, row: dict[str, Any]) -> None:
+        self.history.append(row)
+        # On a tie the later epoch has trained longer.
+        is_best = not self.best or _score(row) >= _score(self.best)
+        if is_best:
+            self.best = row
+        if self.folder is None:
+            if is_best:
+                self.best_state = {key: value.clone() for key, value in self.model.state_dict().items()}
+            return
+        # `last` is what resuming goes by: an epoch that dies before it is written is simply trained again.
+        extra = {"config": self.config.to_dict(), "epoch": row["epoch"], "metrics": row}
+        if is_best:
+            save_checkpoint(self.folder.best, self.model, extra)
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        velocity = {
+            names[parameter]: state["momentum_buffer"]
+            for parameter, state in self.optimizer.state.items()
+            if state.get("momentum_buffer") is not None
+        }
+        tensors = {"optimizer": velocity, "rewirer": self.rewirer.state_dict()}
+        save_checkpoint(self.folder.last, self.model, {**extra, "history": self.history, "best": self.best}, tensors)
+        self.folder.write_log(self.history)
+
+    def restore(self) -> None:
+        """Goes back to the last finished epoch in the run folder; without one, stays at the start."""
+        assert self.folder is not None
+        if not self.folder.last.exists():
+            return
+        metadata, groups = read_checkpoint(self.folder.last)
+        if "history" not in metadata:
+            raise CheckpointError(
+                f"{self.folder.last} holds no training state: resume from the last.safetensors of a run"
+            )
+        load_into(self.model, self.folder.last)
+        parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
+        for name, buffer in groups.get("optimizer", {}).items():
+            parameter = parameters[name]
+            self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+        self.rewirer.load_state_dict(groups.get("rewirer", {}))
+        self.history, self.best = metadata["history"], metadata["best"]
+
+
+def _score(row: dict[str, Any]) -> float:
+    return row["val_clean"] + row["val_adv"]
+
+
+def _check_fit(model: SmartNet, data: ImageData) -> None:
+    if not isinstance(model, SmartNet):
+        raise TypeError(f"model is a {type(model).__name__}: make it with smart.create_model or smart.convert")
+    channels = data.image_shape[0]
+    if channels != model.in_channels:
+        raise ValueError(
+            f"{data.name} has images of {channels} channels, the model takes {model.in_channels}: set in_channels"
+        )
+    if len(data.train[0]) < 4:
+        raise ValueError(f"{data.name} has {len(data.train[0])} training images: give at least 4, two for each path")
+    with eval_mode(model), torch.no_grad():
+        logits = model(data.train[0][:1].to(model.mean.device))
+    if logits.dim() != 2 or logits.shape[1] < data.num_classes:
+        raise ValueError(
+            f"the model's output has shape (N, {', '.join(map(str, logits.shape[1:]))}), {data.name} has "
+            f"{data.num_classes} classes: build it with num_classes={data.num_classes}"
+        )

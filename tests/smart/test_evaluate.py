@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+from small import assert_same_state, make_data, make_model, state_of
+
+from smart.attacks import pgd
+from smart.config import TrainConfig
+from smart.evaluate import attack_steps, evaluate
+from smart.train import train
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model = make_model()
+    train(
+        model, make_data(), TrainConfig(epochs=10, batch_size=16, lr=0.05, crop_padding=0, flip=False), progress=False
+    )
+    return model
+
+
+def test_table_has_a_row_per_configuration(model, data):
+    before, flags = state_of(model.train()), [m.training for m in model.modules()]
+    table = evaluate(model, data, ["clean", "fgsm", "pgd3"], lambdas=(0.25,), eps=0.1, batch_size=5, seed=3)
+    assert list(table) == ["clean", "adv", "0.25"]
+    assert all(list(row) == ["clean", "fgsm", "pgd3"] for row in table.values())
+    assert all(0 <= value <= 1 for row in table.values() for value in row.values())
+    assert table.settings == {"n_examples": 12, "eps": 0.1, "step": 0.025, "restarts": 1, "seed": 3}
+    assert_same_state(before, state_of(model))
+    assert flags == [m.training for m in model.modules()]
+
+
+def test_each_configuration_is_attacked_as_deployed(trained, data):
+    x, y = data.test
+    table = evaluate(
+        trained, (x, y), ["pgd5"], lambdas=(0.5,), eps=0.2, step=0.05, restarts=2, transfer=True, batch_size=100
+    )
+    for attacked in ("clean", "adv", "0.5"):
+        assert table.transfer["pgd5"][attacked][attacked] == table[attacked]["pgd5"]
+        assert list(table.transfer["pgd5"][attacked]) == ["clean", "adv", "0.5"]
+    matrix = table.transfer["pgd5"]
+    assert any(matrix[a][e] != matrix[e][e] for a in matrix for e in matrix)
+
+
+def test_numbers_by_hand_and_by_seed(trained, data):
+    model = trained
+    x, y = data.test
+    table = evaluate(model, data, ["clean", "pgd4"], ["adv"], eps=0.1, step=0.03, seed=7)
+    assert table["adv"]["clean"] == int((model(x, path="adv").argmax(1) == y).sum()) / len(y)
+    again = evaluate(model, data, ["clean", "pgd4"], ["clean", "adv"], eps=0.1, step=0.03, seed=7)
+    assert again["adv"] == table["adv"]
+    everywhere = pgd(model, x, y, "adv", eps=1.0, step=0.2, steps=20)
+    assert evaluate(model, (everywhere, y), ["clean"], ["adv"])["adv"]["clean"] < table["adv"]["clean"]
+
+
+def test_csv_carries_the_settings(model, data, tmp_path):
+    table = evaluate(model, data, ["clean", "fgsm"], eps=0.1, transfer=True)
+    table.write_csv(tmp_path / "out" / "table.csv")
+    with (tmp_path / "out" / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * 2
+    row = next(r for r in rows if (r["attack"], r["attacked"], r["evaluated"]) == ("fgsm", "adv", "adv"))
+    assert float(row["accuracy"]) == table["adv"]["fgsm"]
+    assert (row["n_examples"], row["eps"], row["seed"]) == ("12", "0.1", "0")
+    assert len(evaluate(model, data, ["clean", "fgsm"]).rows()) == 4
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot write"):
+        table.write_csv(tmp_path / "file" / "table.csv")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"attacks": ["autoattack"]}, "pgdN"),
+        ({"attacks": ["pgd0"]}, "pgdN"),
+        ({"attacks": []}, "nothing to evaluate"),
+        ({"paths": ["robust"]}, "unknown path"),
+        ({"lambdas": [2.0]}, "lambda"),
+        ({"eps": 8}, "8/255"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"data": (torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.long))}, "no images"),
+    ],
+)
+def test_bad_settings_are_refused(model, data, options, words):
+    with pytest.raises(ValueError, match=words):
+        evaluate(**{"model": model, "data": data, **options})
+
+
+def test_attack_names():
+    assert [attack_steps(name) for name in ("clean", "fgsm", "pgd7", "pgd100")] == [0, 1, 7, 100]
