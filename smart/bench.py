@@ -1,0 +1,219 @@
+"""Latency and memory of swapped networks beside dense ones, measured in turns, outputs verified first."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import smart_kernels
+from smart.files import write_text
+from smart.layers import SmartNet
+from smart.peers import PEERS
+from smart.twin import DenseTwin
+from smart.version import __version__
+from smart_kernels import native
+from smart_kernels.model import SparseModel, relative_error
+from smart_kernels.timing import interleave, percentile
+from smart_kernels.verify import TOLERANCE, VerificationError
+
+SPARSE = "smart_kernels"  # the runner's name of our own rows
+
+
+def benchmark(
+    model: SmartNet,
+    sparse: SparseModel,
+    example: Tensor,
+    batches: Sequence[int] = (1, 16),
+    paths: Sequence[str] = ("clean", "adv"),
+    peers: Sequence[str] = ("eager",),
+    budget_s: float = 2.0,
+    network: str = "",
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+) -> list[dict[str, Any]]:
+    """Times a swapped network against dense peers of the same path.
+
+    Args:
+        model: the network with its masks; the peers run its dense twin (:class:`smart.twin.DenseTwin`).
+        sparse: what ``smart_kernels.swap`` made of ``model``.
+        example: (N, C, H, W), whose images are repeated up to the batch sizes.
+        peers: names in ``PEERS``.
+        budget_s: seconds for each pair of batch and path, all runners together.
+        network: the name that goes into the rows.
+        progress: wraps the list of cases, as tqdm does.
+
+    Returns:
+        One row for each batch, path and runner: network, pattern, density, batch, dtype, device, threads, path,
+        runner, backend, ms_p20, ms_p50, ms_p80, images_per_s, weight_bytes, peak_bytes (None where the device keeps
+        no count), max_rel_error (against the eager peer's twin).
+
+    Raises:
+        ValueError: an unknown peer or path, or a batch below 1.
+        VerificationError: a runner's output differs from the dense twin's by more than its dtype allows.
+    """
+    _check(batches, paths, peers, sparse)
+    twins = {path: DenseTwin(model, path) for path in paths}
+    cases = [(batch, path) for batch in batches for path in paths]
+    rows: list[dict[str, Any]] = []
+    for batch, path in progress(cases) if progress else cases:
+        repeats = -(-batch // len(example))
+        x = example.repeat(repeats, 1, 1, 1)[:batch].contiguous()
+        runners: dict[str, Callable[[Tensor], Tensor]] = {name: PEERS[name](twins[path], x) for name in peers}
+        runners[SPARSE] = partial(sparse, path=path)
+        rows += _time_case(runners, x, path, twins[path], sparse, budget_s, network)
+    return rows
+
+
+def _time_case(
+    runners: dict[str, Callable[[Tensor], Tensor]],
+    x: Tensor,
+    path: str,
+    twin: DenseTwin,
+    sparse: SparseModel,
+    budget_s: float,
+    network: str,
+) -> list[dict[str, Any]]:
+    with torch.inference_mode():
+        truth = twin(x)
+        errors = {name: relative_error(run(x), truth) for name, run in runners.items()}
+        tolerance = TOLERANCE.get(x.dtype, TOLERANCE[torch.float32])
+        for name, error in errors.items():
+            if not error <= tolerance:
+                raise VerificationError(
+                    f"{name} differs from the dense network by {error:.2e} on path {path!r}: not timed"
+                )
+        peaks = {name: _peak_bytes(partial(run, x), x.device) for name, run in runners.items()}
+        seconds = interleave({name: partial(run, x) for name, run in runners.items()}, budget_s)
+    report = sparse.report()
+    patterns = {row["pattern"] for row in report if row["pattern"] != "dense"}
+    kept = sum(row["density"][path] * row["weights"] for row in report) / sum(row["weights"] for row in report)
+    common = {
+        "network": network,
+        "pattern": "/".join(sorted(patterns)) or "dense",
+        "density": round(kept, 4),
+        "batch": len(x),
+        "dtype": str(x.dtype).removeprefix("torch."),
+        "device": x.device.type,
+        "threads": torch.get_num_threads(),
+        "path": path,
+    }
+    dense_bytes = sum(p.numel() * p.element_size() for p in twin.parameters() if p.dim() == 4)
+    rows = []
+    for name, samples in seconds.items():
+        ours = name == SPARSE
+        p20, p50, p80 = (percentile(samples, percent) * 1e3 for percent in (20, 50, 80))
+        rows.append(
+            common
+            | {
+                "runner": name,
+                "backend": "+".join(sorted({row["backend"] for row in report})) if ours else "dense",
+                "ms_p20": p20,
+                "ms_p50": p50,
+                "ms_p80": p80,
+                "images_per_s": len(x) / p50 * 1e3,
+                "weight_bytes": sparse.weight_bytes if ours else dense_bytes,
+                "peak_bytes": peaks[name],
+                "max_rel_error": errors[name],
+            }
+        )
+    return rows
+
+
+def _peak_bytes(call: Callable[[], Tensor], device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def _check(batches: Sequence[int], paths: Sequence[str], peers: Sequence[str], sparse: SparseModel) -> None:
+    if bad := [batch for batch in batches if batch < 1]:
+        raise ValueError(f"batch {bad[0]}: give sizes of at least 1")
+    if bad := [peer for peer in peers if peer not in PEERS]:
+        raise ValueError(f"unknown peer {bad[0]!r}: accepted are {', '.join(map(repr, PEERS))}")
+    if bad := [path for path in paths if path not in sparse.paths]:
+        raise ValueError(f"unknown path {bad[0]!r}: this network has {', '.join(map(repr, sparse.paths))}")
+
+
+# ---- what people and files get ----
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as text, one line for each batch and path; "speed-up" is against the fastest dense runner beside it."""
+    cases: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        cases.setdefault((row["network"], row["batch"], row["path"]), {})[row["runner"]] = row
+    runners = list(dict.fromkeys(row["runner"] for row in rows))
+    lines = [["network", "batch", "path", "density", *(f"{name} ms" for name in runners), "speed-up"]]
+    for (network, batch, path), case in cases.items():
+        times = [f"{case[name]['ms_p50']:.3f}" if name in case else "-" for name in runners]
+        dense = [row["ms_p50"] for name, row in case.items() if name != SPARSE]
+        ratio = f"{min(dense) / case[SPARSE]['ms_p50']:.2f}x" if dense and SPARSE in case else "-"
+        density = f"{next(iter(case.values()))['density']:.3f}"
+        lines.append([network, str(batch), path, density, *times, ratio])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join(text)
+
+
+def write_results(rows: Sequence[dict[str, Any]], where: str | Path, suite: str, command: str) -> Path:
+    """Writes a results file; if ``where`` is a folder the file is named ``<suite>-<device>-<date>.json``.
+
+    Returns:
+        The file written.
+    """
+    now, where = datetime.now(timezone.utc), Path(where)
+    device = rows[0]["device"] if rows else "cpu"
+    file = where / f"{suite}-{device}-{now:%Y-%m-%d}.json" if where.is_dir() else where
+    content = {
+        "machine": machine(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "smart": __version__,
+            "smart_kernels": smart_kernels.__version__,
+        },
+        "commit": commit(),
+        "date": now.isoformat(timespec="seconds"),
+        "command": command,
+        "rows": list(rows),
+    }
+    write_text(file, json.dumps(content, indent=1) + "\n")
+    return file
+
+
+def machine() -> dict[str, Any]:
+    """What ran the measurement: processor, instruction sets, cores, GPU."""
+    return {
+        "cpu": _cpu_name(),
+        "isa": native.cpu_isas(),
+        "cores": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the checkout this file lies in, "-dirty" added if it was changed; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

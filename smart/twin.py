@@ -1,0 +1,56 @@
+"""The dense twin of one path: the plain network that a sparse one must beat."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from smart.layers import DualBatchNorm2d, SmartConv2d, SmartNet
+
+
+class DenseTwin(nn.Module):
+    """One path of a SmartNet as ordinary layers: masks multiplied into the weights once, that path's batch norms.
+
+    It computes what ``model(x, path=path)`` computes in eval mode, without the cost of masking at each call.
+    """
+
+    def __init__(self, model: SmartNet, path: str) -> None:
+        super().__init__()
+        self.register_buffer("mean", model.mean.clone())
+        self.register_buffer("std", model.std.clone())
+        self.net = _plain(copy.deepcopy(model.net), path)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] -> logits (N, classes)."""
+        return self.net((x - self.mean) / self.std)
+
+
+def _plain(module: nn.Module, path: str) -> nn.Module:
+    if isinstance(module, DualBatchNorm2d):
+        return module.norms[path]
+    if isinstance(module, SmartConv2d):
+        k, c = module.weight.shape[:2]
+        conv = nn.Conv2d(
+            c * module.groups,
+            k,
+            module.kernel_size,
+            module.stride,
+            module.padding,
+            module.dilation,
+            module.groups,
+            module.bias is not None,
+            module.padding_mode,
+            device=module.weight.device,
+            dtype=module.weight.dtype,
+        )
+        with torch.no_grad():
+            conv.weight.copy_(module.effective_weight(path))
+            if module.bias is not None:
+                conv.bias.copy_(module.bias)
+        return conv
+    for name, child in module.named_children():
+        setattr(module, name, _plain(child, path))
+    return module
