@@ -8,16 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from smart.layers import DualBatchNorm2d, SmartConv2d, SmartNet
+from smart_kernels.paths import PATHS
 
 
 class DenseTwin(nn.Module):
     """One path of a SmartNet as ordinary layers: masks multiplied into the weights once, that path's batch norms.
 
     It computes what ``model(x, path=path)`` computes in eval mode, without the cost of masking at each call.
+
+    Raises:
+        ValueError: ``path`` is no name; a lambda mixes two paths' norms, which no single network of these layers does.
     """
 
     def __init__(self, model: SmartNet, path: str) -> None:
         super().__init__()
+        if path not in PATHS:
+            raise ValueError(f"path is {path!r}: a dense twin is of a named path, 'clean' or 'adv'")
         self.register_buffer("mean", model.mean.clone())
         self.register_buffer("std", model.std.clone())
         self.net = _plain(copy.deepcopy(model.net), path)
