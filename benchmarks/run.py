@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--backend", default="auto", help="of the swapped network")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument(
-        "--budget", type=float, default=5.0, help="seconds for each batch and path, all runners together"
+        "--budget", type=float, default=5.0, help="seconds for each batch size, both paths and all runners together"
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="results file, or folder to put one in")
     arguments = parser.parse_args()

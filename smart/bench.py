@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
@@ -15,17 +16,18 @@ import torch
 from torch import Tensor
 
 import smart_kernels
-from smart.files import write_text
 from smart.layers import SmartNet
-from smart.peers import PEERS
+from smart.peers import PEERS, Call
 from smart.twin import DenseTwin
 from smart.version import __version__
 from smart_kernels import native
+from smart_kernels.files import write_text
 from smart_kernels.model import SparseModel, relative_error
 from smart_kernels.timing import interleave, percentile
 from smart_kernels.verify import TOLERANCE, VerificationError
 
 SPARSE = "smart_kernels"  # the runner's name of our own rows
+Runner = tuple[str, str]  # its name and the path it runs
 
 
 def benchmark(
@@ -46,9 +48,9 @@ def benchmark(
         sparse: what ``smart_kernels.swap`` made of ``model``.
         example: (N, C, H, W), whose images are repeated up to the batch sizes.
         peers: names in ``PEERS``.
-        budget_s: seconds for each pair of batch and path, all runners together.
+        budget_s: seconds for each batch size, all paths and runners together, in turns.
         network: the name that goes into the rows.
-        progress: wraps the list of cases, as tqdm does.
+        progress: wraps the list of batch sizes, as tqdm does.
 
     Returns:
         One row for each batch, path and runner: network, pattern, density, batch, dtype, device, threads, path,
@@ -61,67 +63,65 @@ def benchmark(
     """
     _check(batches, paths, peers, sparse)
     twins = {path: DenseTwin(model, path) for path in paths}
-    cases = [(batch, path) for batch in batches for path in paths]
     rows: list[dict[str, Any]] = []
-    for batch, path in progress(cases) if progress else cases:
-        repeats = -(-batch // len(example))
-        x = example.repeat(repeats, 1, 1, 1)[:batch].contiguous()
-        runners: dict[str, Callable[[Tensor], Tensor]] = {name: PEERS[name](twins[path], x) for name in peers}
-        runners[SPARSE] = partial(sparse, path=path)
-        rows += _time_case(runners, x, path, twins[path], sparse, budget_s, network)
+    for batch in progress(batches) if progress else batches:
+        x = example.repeat(-(-batch // len(example)), 1, 1, 1)[:batch].contiguous()
+        runners: dict[Runner, Call] = {(name, path): PEERS[name](twins[path], x) for path in paths for name in peers}
+        runners |= {(SPARSE, path): partial(sparse, path=path) for path in paths}
+        rows += _time_batch(runners, x, twins, sparse, budget_s, network)
     return rows
 
 
-def _time_case(
-    runners: dict[str, Callable[[Tensor], Tensor]],
+def _time_batch(
+    runners: dict[Runner, Call],
     x: Tensor,
-    path: str,
-    twin: DenseTwin,
+    twins: dict[str, DenseTwin],
     sparse: SparseModel,
     budget_s: float,
     network: str,
 ) -> list[dict[str, Any]]:
+    calls = {runner: partial(run, x) for runner, run in runners.items()}
     with torch.inference_mode():
-        truth = twin(x)
-        errors = {name: relative_error(run(x), truth) for name, run in runners.items()}
+        truth = {path: twin(x) for path, twin in twins.items()}
+        errors = {(name, path): relative_error(calls[name, path](), truth[path]) for name, path in calls}
         tolerance = TOLERANCE.get(x.dtype, TOLERANCE[torch.float32])
-        for name, error in errors.items():
+        for (name, path), error in errors.items():
             if not error <= tolerance:
                 raise VerificationError(
                     f"{name} differs from the dense network by {error:.2e} on path {path!r}: not timed"
                 )
-        peaks = {name: _peak_bytes(partial(run, x), x.device) for name, run in runners.items()}
-        seconds = interleave({name: partial(run, x) for name, run in runners.items()}, budget_s)
+        peaks = {runner: _peak_bytes(call, x.device) for runner, call in calls.items()}
+        seconds = interleave(calls, budget_s)
     report = sparse.report()
     patterns = {row["pattern"] for row in report if row["pattern"] != "dense"}
-    kept = sum(row["density"][path] * row["weights"] for row in report) / sum(row["weights"] for row in report)
-    common = {
-        "network": network,
-        "pattern": "/".join(sorted(patterns)) or "dense",
-        "density": round(kept, 4),
-        "batch": len(x),
-        "dtype": str(x.dtype).removeprefix("torch."),
-        "device": x.device.type,
-        "threads": torch.get_num_threads(),
-        "path": path,
+    weights = sum(row["weights"] for row in report)
+    density = {path: sum(row["density"][path] * row["weights"] for row in report) / weights for path in twins}
+    dense_bytes = {
+        path: sum(p.numel() * p.element_size() for p in t.parameters() if p.dim() == 4) for path, t in twins.items()
     }
-    dense_bytes = sum(p.numel() * p.element_size() for p in twin.parameters() if p.dim() == 4)
     rows = []
-    for name, samples in seconds.items():
+    for (name, path), samples in seconds.items():
         ours = name == SPARSE
         p20, p50, p80 = (percentile(samples, percent) * 1e3 for percent in (20, 50, 80))
         rows.append(
-            common
-            | {
+            {
+                "network": network,
+                "pattern": "/".join(sorted(patterns)) or "dense",
+                "density": round(density[path], 4),
+                "batch": len(x),
+                "dtype": str(x.dtype).removeprefix("torch."),
+                "device": x.device.type,
+                "threads": torch.get_num_threads(),
+                "path": path,
                 "runner": name,
                 "backend": "+".join(sorted({row["backend"] for row in report})) if ours else "dense",
                 "ms_p20": p20,
                 "ms_p50": p50,
                 "ms_p80": p80,
                 "images_per_s": len(x) / p50 * 1e3,
-                "weight_bytes": sparse.weight_bytes if ours else dense_bytes,
-                "peak_bytes": peaks[name],
-                "max_rel_error": errors[name],
+                "weight_bytes": sparse.weight_bytes if ours else dense_bytes[path],
+                "peak_bytes": peaks[name, path],
+                "max_rel_error": errors[name, path],
             }
         )
     return rows
@@ -197,7 +197,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "isa": native.cpu_isas(),
-        "cores": torch.get_num_threads(),
+        "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from smart.files import replacing
 from smart.layers import DualBatchNorm2d, SmartConv2d, SmartNet
 from smart.models import create_model
 from smart.version import __version__
+from smart_kernels.files import replacing
 from smart_kernels.packing.bits import pack_bits, unpack_bits
 from smart_kernels.paths import PATHS
 

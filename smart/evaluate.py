@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from smart.attacks import check_settings, fgsm, pgd
 from smart.data import ImageData
-from smart.files import replacing
 from smart.layers import eval_mode
 from smart.seeds import derive_seed
+from smart_kernels.files import replacing
 from smart_kernels.paths import PATHS, resolve
 
 

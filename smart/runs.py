@@ -14,7 +14,7 @@ from typing import Any
 
 from smart.checkpoint import versions
 from smart.config import TrainConfig
-from smart.files import write_text
+from smart_kernels.files import write_text
 
 
 class RunFolder:

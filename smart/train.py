@@ -155,8 +155,8 @@ class _Run:
                 bar.update()
                 bar.set_postfix(
                     epoch=f"{epoch + 1}/{self.config.epochs}",
-                    clean=f"{float(outcome.clean_loss):.3f}",
-                    adv=f"{float(outcome.adv_loss):.3f}",
+                    clean=f"{outcome.clean_loss.item():.3f}",
+                    adv=f"{outcome.adv_loss.item():.3f}",
                     refresh=False,
                 )
         means = dict(zip(SmartLoss._fields, (totals / self.steps).tolist(), strict=True))
@@ -196,7 +196,7 @@ class _Run:
         outcome = smart_loss(self.model, x[:half], y[:half], adv, y[half:])
         if not bool(outcome.loss.isfinite()):
             raise RuntimeError(
-                f"the loss is {float(outcome.loss)} in {place}: lower lr (now {config.lr:g}) and start again, "
+                f"the loss is {outcome.loss.item()} in {place}: lower lr (now {config.lr:g}) and start again, "
                 "or check the images for extreme values"
             )
         self.optimizer.zero_grad(set_to_none=True)

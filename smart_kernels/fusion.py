@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 PATH = "path"  # the graph's second input
 
@@ -72,6 +71,21 @@ class _Tracer(fx.Tracer):
         return is_conv(module) or hasattr(module, "norms") or super().is_leaf_module(module, qualified_name)
 
 
+class _NoteShapes(fx.Interpreter):
+    """Runs the graph and notes each tensor's shape in its node's meta."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__(traced)
+        # Otherwise an error would carry torch's advice on tracing it.
+        self.extra_traceback = False
+
+    def run_node(self, node: fx.Node) -> object:
+        result = super().run_node(node)
+        if isinstance(result, Tensor):
+            node.meta["shape"] = result.shape
+        return result
+
+
 def capture(model: nn.Module, example: Tensor) -> fx.GraphModule:
     """Traces a model of one image batch into a graph whose inputs are ``x`` and the path, with shapes noted.
 
@@ -85,7 +99,7 @@ def capture(model: nn.Module, example: Tensor) -> fx.GraphModule:
             node.target = node.target.removeprefix("model.")
     traced = fx.GraphModule(model, graph)
     with torch.no_grad():
-        ShapeProp(traced).propagate(example)
+        _NoteShapes(traced).run(example)
     x = next(node for node in graph.nodes if node.op == "placeholder")
     with graph.inserting_after(x):
         graph.placeholder(PATH)
@@ -162,8 +176,7 @@ def _added(value: fx.Node, node: fx.Node) -> fx.Node | None:
 
 
 def _shape(node: fx.Node) -> torch.Size | None:
-    meta = node.meta.get("tensor_meta")
-    return getattr(meta, "shape", None)
+    return node.meta.get("shape")
 
 
 def _calm(traced: fx.GraphModule, chain: Chain, node: fx.Node) -> bool:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from smart_kernels import backends, graph_json
+from smart_kernels.files import replacing
 from smart_kernels.geometry import Geometry
 from smart_kernels.model import SparseModel
 from smart_kernels.modules import PathAffine, SparseConv2d
@@ -61,16 +61,8 @@ def save(sparse: SparseModel, path: str | os.PathLike) -> None:
     text = json.dumps(description)
     metadata = {"format": FORMAT, "version": str(VERSION), "network": text, "sha256": _digest(text, tensors)}
 
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> SparseModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -68,7 +69,9 @@ class SparseModel(nn.Module):
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """max |actual - expected| / max |expected|; NaN if either holds one."""
+    """max |actual - expected| / max |expected|; NaN if either holds one, infinity if their shapes differ."""
+    if actual.shape != expected.shape:
+        return math.inf
     difference = (actual.double() - expected.double()).abs().max()
     scale = expected.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     return float(difference / scale)

@@ -121,7 +121,7 @@ class _Builder:
             scale, shift = fusion.norm_affine(modules[chain.norm.target], self.paths)
             bias = shift if bias is None else {p: shift[p] + bias[p] * scale[p] for p in self.paths}
 
-        shape = chain.conv.args[0].meta["tensor_meta"].shape
+        shape = chain.conv.args[0].meta["shape"]
         choice = self._plan(chain.conv.target, conv, shape)
         name = _fresh(chain.conv.target, taken)
         traced.add_submodule(name, _sparse_conv(conv, choice, scale, bias, chain.relu))

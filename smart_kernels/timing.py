@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import torch
 
+Name = TypeVar("Name", bound=Hashable)
+
 
 def interleave(
-    candidates: Mapping[str, Callable[[], object]], budget_s: float, min_rounds: int = 5, max_rounds: int = 200
-) -> dict[str, list[float]]:
+    candidates: Mapping[Name, Callable[[], object]], budget_s: float, min_rounds: int = 5, max_rounds: int = 200
+) -> dict[Name, list[float]]:
     """Times each candidate once a round, in turns, after two rounds of warm-up.
 
     Args:
@@ -21,7 +24,7 @@ def interleave(
         name -> seconds of each round.
     """
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    seconds: dict[Name, list[float]] = {name: [] for name in candidates}
     for _ in range(2):
         for call in candidates.values():
             call()

@@ -25,7 +25,7 @@ def verify(model: nn.Module, sparse: SparseModel, x: Tensor, tolerance: float | 
         model: the original; run in eval mode, and left in the mode it was in.
         sparse: what :func:`smart_kernels.swap` made of it.
         x: (N, C, H, W).
-        tolerance: the largest relative error accepted; by default by the dtype the swapped network runs in.
+        tolerance: the largest relative error accepted; by default that of the coarser of both networks' dtypes.
 
     Returns:
         path -> max |difference| / max |output|.
@@ -33,8 +33,9 @@ def verify(model: nn.Module, sparse: SparseModel, x: Tensor, tolerance: float | 
     Raises:
         VerificationError: a path's error is above the tolerance, or not a number.
     """
-    dtype = next((t.dtype for t in sparse.buffers() if t.is_floating_point()), torch.float32)
-    tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32]) if tolerance is None else tolerance
+    dtype = _dtype(sparse)
+    if tolerance is None:
+        tolerance = max(TOLERANCE.get(each, TOLERANCE[torch.float32]) for each in (dtype, _dtype(model)))
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -54,6 +55,11 @@ def verify(model: nn.Module, sparse: SparseModel, x: Tensor, tolerance: float | 
             "see sparse.report() for the backends used, and please report it"
         )
     return errors
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    tensors = (*module.parameters(), *module.buffers())
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
 
 def run_original(model: nn.Module, x: Tensor, path: str | float) -> Tensor:

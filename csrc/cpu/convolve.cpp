@@ -42,30 +42,47 @@ int64_t choose_out_chunk(const Block& block, int64_t threads) {
   return chunk;
 }
 
-// Runs `count` images in blocks of one layout.
-void run_images(const Kernels& kernels, Block block, int64_t count, int64_t path_nonzeros) {
+// Runs blocks [first, last) of images one after another, each on all threads.
+void run_blocks(const Kernels& kernels, Block block, int64_t path_nonzeros, int64_t first, int64_t last, int64_t count,
+                int64_t threads) {
   const Problem& p = block.problem;
   const Layout& l = block.layout;
   const int64_t image_in = p.in_channels * p.height * p.width;
   const int64_t image_out = p.out_channels * p.out_height * p.out_width;
-  std::vector<int32_t> offsets(block.weight.slab_channels * p.kernel_h * p.kernel_w);
-  fill_offsets(p, l, kernels.width, block.weight.slab_channels, offsets.data());
   // Left uninitialised but for the slack, which is read (by lanes whose results are dropped) and never written.
   const std::unique_ptr<float[], Free> workspace(new (std::align_val_t{kCacheLine}) float[l.workspace]);
   for (int64_t i = p.in_channels * l.channel; i < l.workspace; ++i) workspace[i] = 0.0f;
 
-  block.offsets = offsets.data();
   block.workspace = workspace.get();
-  block.out_chunk = choose_out_chunk(block, torch::stable::get_num_threads());
+  block.out_chunk = choose_out_chunk(block, threads);
+  const Block whole = block;
   const int64_t load_cost = l.workspace / kernels.width * 4;
-  const int64_t item_cost = path_nonzeros * vectors_computed(l);
-  for (int64_t done = 0; done < count; done += block.images) {
-    block.images = min(l.lanes, count - done);
+  for (int64_t n = first; n < last; ++n) {
+    const int64_t image = n * l.lanes;
+    block.images = min(l.lanes, count - image);
+    block.x = whole.x + image * image_in;
+    block.y = whole.y + image * image_out;
+    if (whole.epilogue.residual) block.epilogue.residual = whole.epilogue.residual + image * image_out;
     parallel(p.in_channels, load_cost, [&](int64_t a, int64_t b) { kernels.load_channels(block, a, b); });
-    parallel(work_items(block), item_cost, [&](int64_t a, int64_t b) { kernels.run_items(block, a, b); });
-    block.x += block.images * image_in;
-    block.y += block.images * image_out;
-    if (block.epilogue.residual) block.epilogue.residual += block.images * image_out;
+    parallel(work_items(block), path_nonzeros * cost(l), [&](int64_t a, int64_t b) { kernels.run_items(block, a, b); });
+  }
+}
+
+// Runs `count` images in one layout, starting at those `block` points to.
+void run_images(const Kernels& kernels, Block block, int64_t count, int64_t path_nonzeros) {
+  const Problem& p = block.problem;
+  std::vector<int32_t> offsets(block.weight.slab_channels * p.kernel_h * p.kernel_w);
+  fill_offsets(p, block.layout, kernels.width, block.weight.slab_channels, offsets.data());
+  block.offsets = offsets.data();
+
+  // Threads that each run their own blocks wait for one another once; threads that share a block, twice a block.
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t blocks = ceil_div(count, block.layout.lanes);
+  if (threads > 1 && (blocks >= 4 * threads || blocks % threads == 0)) {
+    parallel(blocks, blocks * path_nonzeros * cost(block.layout),
+             [&](int64_t a, int64_t b) { run_blocks(kernels, block, path_nonzeros, a, b, count, 1); });
+  } else {
+    run_blocks(kernels, block, path_nonzeros, 0, blocks, count, threads);
   }
 }
 
@@ -79,11 +96,12 @@ void convolve(const Kernels& kernels, const Problem& problem, const Weight& weig
   block.problem = problem, block.weight = weight, block.epilogue = epilogue;
   block.layout = by_image, block.x = x, block.y = y;
 
-  // Whole blocks of images take the layout that computes fewer vectors an image; so does the rest of the batch.
-  const int64_t pixel_cost = vectors_computed(by_pixel), image_cost = vectors_computed(by_image);
+  // Whole blocks of images take the cheaper layout, and so does the rest of the batch. Of equals the pixel layout: it
+  // touches one image at a time, which stays in the L2 cache.
+  const int64_t pixel_cost = cost(by_pixel), image_cost = cost(by_image);
   const int64_t rest = problem.batch % kernels.width;
   int64_t interleaved = problem.batch - rest;
-  if (image_cost > pixel_cost * kernels.width) interleaved = 0;
+  if (image_cost >= pixel_cost * kernels.width) interleaved = 0;
   if (interleaved == problem.batch - rest && image_cost < pixel_cost * rest) interleaved = problem.batch;
 
   if (interleaved > 0) run_images(kernels, block, interleaved, path_nonzeros);

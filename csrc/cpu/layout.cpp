@@ -44,7 +44,7 @@ void finish_layout(const Problem& p, Layout& l, int64_t width) {
 
 }  // namespace
 
-int64_t vectors_computed(const Layout& l) { return vectors_with(l, {l.tile_rows, l.tile_cols}); }
+int64_t cost(const Layout& l) { return cost(l, {l.tile_rows, l.tile_cols}); }
 
 Layout pixel_layout(const Problem& p, int64_t width) {
   Layout l = {};

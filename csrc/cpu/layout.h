@@ -11,8 +11,8 @@ Layout pixel_layout(const Problem& problem, int64_t width);
 // One pixel of `width` images along the vectors.
 Layout image_layout(const Problem& problem, int64_t width);
 
-// Vectors computed for one output channel, those a tile hangs over the edge included: the cost of a layout.
-int64_t vectors_computed(const Layout& layout);
+// What a non-zero of an output channel costs over a block of images, in vector FMAs.
+int64_t cost(const Layout& layout);
 
 // Fills offsets[code] for the codes of one slab: (channel * R + r) * S + s.
 void fill_offsets(const Problem& problem, const Layout& layout, int64_t width, int64_t slab_channels, int32_t* offsets);

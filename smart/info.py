@@ -1,0 +1,50 @@
+"""What is installed, what this machine is, and which backends it runs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+import torch
+
+from smart.bench import PEERS, machine
+from smart.models import list_models
+from smart.text import align
+from smart.version import __version__
+from smart_kernels import native
+from smart_kernels.backends import BACKENDS
+
+OPTIONAL = {
+    "scikit-learn": "the digits of smart demo",
+    "pillow": "folders of images",
+    "matplotlib": "pictures",
+    "triton": "GPU kernels",
+}
+
+
+def describe() -> str:
+    """The text of `smart info`."""
+    about = machine()
+    facts = [
+        ("smart", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"),
+        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        ("processor", f"{about['cpu']}; instruction sets used: {', '.join(about['isa']) or 'none'}"),
+        ("GPU", about["gpu"] or "none that torch sees"),
+        ("models", ", ".join(list_models())),
+        ("peers", ", ".join(PEERS)),
+    ]
+    verdicts = {name: backend.available().why for name, backend in BACKENDS.items()}
+    verdicts["cuda kernels"] = native.cuda_missing() or ""
+    backends = [(name, f"no: {why}" if why else "yes") for name, why in verdicts.items()]
+    packages = [(name, _version(name) or f"not installed, it serves {use}") for name, use in OPTIONAL.items()]
+    sections = [align(facts, left=2)]
+    for title, rows in (("Backends that load", backends), ("Optional packages", packages)):
+        sections.append(f"{title}\n{align(rows, indent=2, left=2)}")
+    return "\n\n".join(sections)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,248 @@
+"""Everything `smart train` can be told, by a flag or in a YAML file: one name, one reader, one help text each."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from smart.config import LR_SCHEDULES, TrainConfig
+from smart.data import ImageData, load_data
+from smart.layers import SmartNet
+from smart.masks import OVERLAPS, check_density, check_overlap
+from smart.models import create_model, list_models
+from smart.rewire import REGROW, SCHEDULES
+from smart_kernels import patterns
+from smart_kernels.files import write_text
+
+FILE_NAME = "settings.yaml"
+
+
+class UsageError(Exception):
+    """What was asked for cannot be meant: an unknown setting, or a value outside its range."""
+
+
+# ---- readers: from the text of a flag, or the value of a YAML key ----
+
+
+def number(value: Any) -> float:
+    """A float, also from a fraction such as ``"8/255"``."""
+    try:
+        return float(Fraction(value) if isinstance(value, str) else value)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{value!r} is not a number: give one such as 0.1, 5e-4 or 8/255") from error
+
+
+def whole(value: Any) -> int:
+    """An integer."""
+    try:
+        if isinstance(value, (bool, float)):
+            raise TypeError
+        return int(value)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{value!r} is not an integer: give one such as 3") from error
+
+
+def source(value: Any) -> str:
+    """Where data comes from; a path is made absolute, so that it also holds when read back from elsewhere."""
+    return value if value == "digits" else str(Path(str(value)).expanduser().absolute())
+
+
+def positive(value: Any) -> int:
+    """An integer of at least 1."""
+    if whole(value) < 1:
+        raise ValueError(f"{value!r} is below 1: give an integer of at least 1")
+    return whole(value)
+
+
+def share(value: Any) -> float:
+    """A number in (0, 1)."""
+    if not 0 < number(value) < 1:
+        raise ValueError(f"{value!r} is outside (0, 1): give a part of the whole, such as 0.1")
+    return number(value)
+
+
+def density(value: Any) -> dict[str, float]:
+    """The density of each path: ``"0.2"`` for both, or ``"0.3,0.1"`` for clean and adversarial."""
+    if not isinstance(value, str):
+        return check_density(value)
+    parts = [number(part) for part in value.split(",")]
+    if len(parts) > 2:
+        raise ValueError(f"density is {value!r}: give one number, or two as in 0.3,0.1 for the clean and the adv path")
+    return check_density({"clean": parts[0], "adv": parts[-1]})
+
+
+def overlap(value: Any) -> str | float:
+    """A way for masks to overlap by name, or a fraction; whether the densities allow it is checked with them."""
+    if isinstance(value, str) and value not in OVERLAPS:
+        try:
+            return number(value)
+        except ValueError as error:
+            raise ValueError(
+                f"unknown overlap {value!r}: accepted are {', '.join(OVERLAPS)}, or a fraction in [0, 1]"
+            ) from error
+    return value
+
+
+def pattern(value: Any) -> str:
+    """A sparsity pattern's spelling."""
+    return str(patterns.parse(str(value)))
+
+
+def model_name(value: Any) -> str:
+    """A network of :func:`smart.list_models`."""
+    if value not in list_models():
+        raise ValueError(f"unknown model {value!r}: accepted are {', '.join(list_models())}")
+    return value
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one setting is read and explained; ``choices`` are shown in --help, the reader refuses others."""
+
+    read: Callable[[Any], Any]
+    help: str
+    default: Any = None
+
+
+DATA: dict[str, Setting] = {
+    "data": Setting(source, "'digits', a folder with images in train/<class>/, or an .npz file", "digits"),
+    "val_fraction": Setting(share, "part of the training images held out to choose the best epoch", 0.1),
+    "test_fraction": Setting(
+        share, "part of the training images held out to test on, if the data has no test split", 0.2
+    ),
+    "split_seed": Setting(whole, "seed of the splits that are drawn", 0),
+    "image_size": Setting(positive, "resize the images of a folder to this side"),
+}
+MODEL: dict[str, Setting] = {
+    "model": Setting(model_name, f"network: {', '.join(list_models())}", "tiny"),
+    "density": Setting(density, "part of the weights each path keeps, in (0, 1]; D or CLEAN,ADV", 0.2),
+    "pattern": Setting(pattern, "which weights live together: unstructured", "unstructured"),
+    "overlap": Setting(overlap, f"of the two masks: {', '.join(OVERLAPS)}, or a fraction", "independent"),
+    "dropout": Setting(number, "between the convolutions of a wide ResNet's blocks", 0.0),
+}
+_TRAINING_HELP = {
+    "epochs": "passes over the training images",
+    "batch_size": "images a step: the first half clean, the other attacked",
+    "lr": "learning rate of SGD",
+    "momentum": "of SGD",
+    "weight_decay": "of SGD",
+    "lr_schedule": f"over the run: {', '.join(LR_SCHEDULES)}",
+    "eps": "L-infinity radius of the attack in training, on images in [0, 1]",
+    "attack_step": "step size of that attack",
+    "attack_steps": "steps of that attack (PGD)",
+    "val_attack_steps": "PGD steps of the check on the validation images after each epoch",
+    "prune_rate": "part of a path's live weights pruned and regrown at the first rewiring",
+    "prune_schedule": f"how that rate falls to 0: {', '.join(SCHEDULES)}",
+    "regrow": f"what ranks the weights to regrow: {', '.join(REGROW)}",
+    "rewire_every": "steps between rewirings; 0: once an epoch",
+    "crop_padding": "augmentation: shift images by up to so many pixels",
+    "flip": "augmentation: mirror every other image",
+    "seed": "of the weights, the masks and everything random in training",
+}
+_READERS: dict[str, Callable[[Any], Any]] = {"int": whole, "float": number, "str": str, "bool": bool}
+TRAINING: dict[str, Setting] = {
+    each.name: Setting(_READERS[str(each.type)], _TRAINING_HELP[each.name], each.default)
+    for each in dataclasses.fields(TrainConfig)
+}
+ALL: dict[str, Setting] = {**DATA, **MODEL, **TRAINING}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The resolved settings of a run: the values of ``DATA`` and ``MODEL`` by name, and the training config."""
+
+    data: dict[str, Any]
+    model: dict[str, Any]
+    config: TrainConfig = field(default_factory=TrainConfig)
+
+    @classmethod
+    def resolve(cls, given: Mapping[str, Any], source: str = "") -> Settings:
+        """Reads every value of ``given``, and takes the default of every setting that it leaves out.
+
+        Args:
+            source: where the values come from, for messages.
+
+        Raises:
+            UsageError: an unknown key, or a value that is not accepted.
+        """
+        for key in given:
+            if key not in ALL:
+                close = difflib.get_close_matches(str(key), ALL, n=1, cutoff=0.5)
+                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(ALL)}"
+                raise UsageError(f"{source}unknown setting {key!r}: {hint}")
+        try:
+            parts = [
+                {key: _read(key, given.get(key, each.default)) for key, each in group.items()}
+                for group in (DATA, MODEL)
+            ]
+            check_overlap(parts[1]["overlap"], parts[1]["density"])
+            config = TrainConfig.from_dict({key: value for key, value in given.items() if key in TRAINING})
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{source}{error}") from error
+        return cls(*parts, config)
+
+    def write(self, folder: Path) -> Path:
+        """Writes ``settings.yaml``, which ``--config`` takes."""
+        file = folder / FILE_NAME
+        write_text(file, yaml.safe_dump({**self.data, **self.model, **self.config.to_dict()}, sort_keys=False))
+        return file
+
+    def load_data(self) -> ImageData:
+        """The data, split."""
+        options = {key: value for key, value in self.data.items() if key not in ("data", "split_seed")}
+        return load_data(self.data["data"], seed=self.data["split_seed"], **options)
+
+    def create_model(self, num_classes: int, in_channels: int, **options: Any) -> SmartNet:
+        """The network for such images.
+
+        Raises:
+            UsageError: settings that no network can be built with.
+        """
+        named = {key: value for key, value in self.model.items() if key != "model"}
+        try:
+            return create_model(
+                self.model["model"], num_classes, in_channels, seed=self.config.seed, **named, **options
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    def create_model_for(self, data: ImageData, device: torch.device | str = "cpu") -> SmartNet:
+        """The network for this data, which it normalises itself."""
+        return self.create_model(data.num_classes, data.image_shape[0], mean=data.mean, std=data.std).to(device)
+
+
+def read_file(file: str | Path) -> dict[str, Any]:
+    """The settings in a YAML file, unread and unchecked.
+
+    Raises:
+        OSError: it cannot be opened.
+        UsageError: it is not a YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} is not YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"{file} holds a {type(content).__name__}: give one setting a line, such as 'epochs: 30'")
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def _read(key: str, value: Any) -> Any:
+    # A setting whose default is "not given" may also be given so, as null.
+    if value is None and ALL[key].default is None:
+        return None
+    try:
+        return ALL[key].read(value)
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(message if key in message else f"{key}: {message}") from error

@@ -1,0 +1,57 @@
+"""Plain text for people: aligned tables, short numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def align(rows: Sequence[Sequence[str]], indent: int = 0, left: int = 1) -> str:
+    """Columns two spaces apart, the first ``left`` of them flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append((" " * indent + "  ".join(cells)).rstrip())
+    return "\n".join(lines)
+
+
+def accuracy_table(table: Mapping[str, Mapping[str, float]], indent: int = 0) -> str:
+    """Accuracies in percent, a line for each path or lambda and a column for each attack."""
+    attacks = list(next(iter(table.values())))
+    rows = [["path", *(attack_name(attack) for attack in attacks)]]
+    for name, row in table.items():
+        rows.append([path_name(name), *(f"{100 * row[attack]:.1f} %" for attack in attacks)])
+    return align(rows, indent)
+
+
+def path_name(name: str) -> str:
+    """What to call a path or a lambda."""
+    return name if name.isalpha() else f"lambda {name}"
+
+
+def attack_name(attack: str) -> str:
+    """The customary name: no attack, FGSM, PGD-20."""
+    if attack == "clean":
+        return "no attack"
+    return f"PGD-{attack[3:]}" if attack.startswith("pgd") else attack.upper()
+
+
+def size(count: float) -> str:
+    """Bytes in KiB or MiB."""
+    return f"{count / 2**20:.1f} MiB" if count >= 10 * 2**20 else f"{count / 2**10:.1f} KiB"
+
+
+def short(count: float) -> str:
+    """A count in thousands, millions or billions."""
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count:.3g}"
+
+
+def compare(value: float, reference: float, less: str, more: str) -> str:
+    """How many times below or above ``reference``: ``"1.62x faster"``."""
+    return f"{reference / value:.2f}x {less}" if value <= reference else f"{value / reference:.2f}x {more}"
