@@ -105,7 +105,8 @@ class Planner:
             scale = values.new_ones(geometry.weight_shape[0])
 
             def call(name: str) -> Callable[[], Tensor]:
-                return lambda: backends.find(name).run(x, packed[name], geometry, path, scale, scale, None, True)
+                run = backends.find(name).bind(packed[name], geometry, path, scale, scale, True)
+                return lambda: run(x, None)
 
             with torch.inference_mode():
                 seconds = interleave({name: call(name) for name in packed}, TIMING_BUDGET_S)

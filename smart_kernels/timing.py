@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
@@ -14,7 +15,7 @@ Name = TypeVar("Name", bound=Hashable)
 def interleave(
     candidates: Mapping[Name, Callable[[], object]], budget_s: float, min_rounds: int = 5, max_rounds: int = 200
 ) -> dict[Name, list[float]]:
-    """Times each candidate once a round, in turns, after two rounds of warm-up.
+    """Times each candidate once a round, in a new random order each round, after two rounds of warm-up.
 
     Args:
         candidates: name -> call to time; on CUDA devices each call is followed by a synchronisation.
@@ -29,11 +30,13 @@ def interleave(
         for call in candidates.values():
             call()
     synchronize()
+    shuffle = random.Random(0)
     begin = time.perf_counter()
     for done in range(max_rounds):
         if done >= min_rounds and time.perf_counter() - begin > budget_s:
             break
-        for name, call in candidates.items():
+        # What ran before leaves its data in the caches: no candidate may always follow the same other one.
+        for name, call in shuffle.sample(list(candidates.items()), len(candidates)):
             start = time.perf_counter()
             call()
             synchronize()

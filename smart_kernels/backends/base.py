@@ -46,6 +46,7 @@ class Backend(ABC):
         """Packs a weight (K, C/groups, R, S) and its masks for :meth:`run`."""
         return FORMATS[self.format](weight, masks)
 
+    @abstractmethod
     def bind(
         self,
         packed: PackedWeight,
@@ -55,14 +56,11 @@ class Backend(ABC):
         bias: Tensor | None,
         relu: bool,
     ) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """:meth:`run` with all but the input and the residual settled: what a module calls again and again."""
+        """Settles all of :meth:`run` but the input and the residual: what a module calls again and again.
 
-        def run(x: Tensor, residual: Tensor | None) -> Tensor:
-            return self.run(x, packed, geometry, path, scale, bias, residual, relu)
+        The call it returns holds on to the packed tensors of now.
+        """
 
-        return run
-
-    @abstractmethod
     def run(
         self,
         x: Tensor,
@@ -84,3 +82,4 @@ class Backend(ABC):
         Returns:
             (N, K, P, Q).
         """
+        return self.bind(packed, geometry, path, scale, bias, relu)(x, residual)

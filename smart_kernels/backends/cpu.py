@@ -75,17 +75,3 @@ class CpuBackend(Backend):
             return op(x, values, codes, segments, numbers, slab_channels, first, last, scale, bias, residual, relu, isa)
 
         return run
-
-    def run(
-        self,
-        x: Tensor,
-        packed: UnstructuredWeight,
-        geometry: Geometry,
-        path: str | float,
-        scale: Tensor | None = None,
-        bias: Tensor | None = None,
-        residual: Tensor | None = None,
-        relu: bool = False,
-        isa: str = "",
-    ) -> Tensor:
-        return self.bind(packed, geometry, path, scale, bias, relu, isa)(x, residual)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,27 +23,31 @@ class DenseBackend(Backend):
     def supports(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Verdict:
         return Verdict(True)
 
-    def run(
+    def bind(
         self,
-        x: Tensor,
         packed: PackedWeight,
         geometry: Geometry,
         path: str | float,
-        scale: Tensor | None = None,
-        bias: Tensor | None = None,
-        residual: Tensor | None = None,
-        relu: bool = False,
-    ) -> Tensor:
-        top, bottom, left, right = geometry.padding
-        padding: tuple[int, int] = (top, left)
-        if (top, left) != (bottom, right):
-            x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
-        fused_bias = bias if scale is None else None
-        y = F.conv2d(x, packed.dense(path), fused_bias, geometry.stride, padding, geometry.dilation, geometry.groups)
+        scale: Tensor | None,
+        bias: Tensor | None,
+        relu: bool,
+    ) -> Callable[[Tensor, Tensor | None], Tensor]:
+        weight, (top, bottom, left, right) = packed.dense(path), geometry.padding
+        even = (top, left) == (bottom, right)
+        padding = (top, left) if even else (0, 0)
+        conv_bias = bias if scale is None else None
         if scale is not None:
-            y = y.mul_(scale[:, None, None])
-            if bias is not None:
-                y = y.add_(bias[:, None, None])
-        if residual is not None:
-            y = y.add_(residual)
-        return y.relu_() if relu else y
+            scale = scale[:, None, None]
+            shift = torch.zeros_like(scale) if bias is None else bias[:, None, None]
+
+        def run(x: Tensor, residual: Tensor | None) -> Tensor:
+            if not even:
+                x = F.pad(x, (left, right, top, bottom))
+            y = F.conv2d(x, weight, conv_bias, geometry.stride, padding, geometry.dilation, geometry.groups)
+            if scale is not None:
+                y = torch.addcmul(shift, y, scale)
+            if residual is not None:
+                y = y.add_(residual)
+            return y.relu_() if relu else y
+
+        return run

@@ -14,10 +14,10 @@ ISAS = native.cpu_isas()
 needs_library = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 
 
-def run(runner, x, packed, geometry, path, *epilogue):
+def run(runner, x, packed, geometry, path, scale=None, bias=None, residual=None, relu=False):
     if runner == "dense":
-        return BACKENDS["dense"].run(x, packed, geometry, path, *epilogue)
-    return BACKENDS["cpu"].run(x, packed, geometry, path, *epilogue, isa=runner)
+        return BACKENDS["dense"].run(x, packed, geometry, path, scale, bias, residual, relu)
+    return BACKENDS["cpu"].bind(packed, geometry, path, scale, bias, relu, isa=runner)(x, residual)
 
 
 def relative_error(actual, expected):
@@ -77,7 +77,7 @@ def test_every_layout_of_batch_and_map_writes_every_output(poisoned, runner, bat
     masks = {"clean": torch.rand_like(weight) < 0.2, "adv": torch.rand_like(weight) < 0.2}
     packed = pack(weight, masks, "dense" if runner == "dense" else "unstructured")
     geometry, x = Geometry.of(weight.shape, padding=1), torch.randn(batch, 18, size, size)
-    y = run(runner, x, packed, geometry, "adv", None, None, None, False)
+    y = run(runner, x, packed, geometry, "adv")
     expected = reference.sparse_conv2d(x.double(), packed.dense("adv"), geometry)
     assert relative_error(y, expected) < TOLERANCE
 
