@@ -1,15 +1,15 @@
 # `make demo` and `make test` work alone on a fresh machine with Python >= 3.10 and g++.
 VENV ?= .venv
 PYTHON ?= python3
-# The torch to install: the CPU build unless the machine has an NVIDIA GPU. Override with TORCH="torch==2.12.0", say.
-TORCH ?= torch==2.13.0
+# What pip installs as torch: a pinned version, or with an NVIDIA GPU the newest. Options for pip may follow it.
+TORCH ?= $(if $(shell command -v nvidia-smi 2>/dev/null),'torch>=2.11',torch==2.13.0)
 OUT ?= runs/demo
 
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 READY := $(VENV)/.smart-kernels-ready
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench results sanitize clean
 .DEFAULT_GOAL := help
 
 help:  ## Lists the commands
@@ -31,6 +31,16 @@ bench: $(READY)  ## Measures whole networks and single layers on this CPU
 	$(BIN)/python -m benchmarks.run --suite cpu
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
+results: $(READY)  ## Rewrites the tables in README.md from benchmarks/results
+	$(BIN)/python -m benchmarks.report
+
+sanitize: $(READY)  ## Tests the C++ kernels under the address and undefined-behaviour sanitizers
+	SMART_SANITIZE=1 $(BIN)/python setup.py -q build_ext --inplace
+	status=0; ASAN_OPTIONS=detect_leaks=0:new_delete_type_mismatch=0 \
+	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+	  $(BIN)/python -m pytest tests/smart_kernels/test_convolution.py || status=$$?; \
+	  $(BIN)/python setup.py -q build_ext --inplace; exit $$status
+
 clean:  ## Removes builds, caches and runs; keeps $(VENV)
 	rm -rf build *.egg-info smart_kernels/*.so runs .pytest_cache .ruff_cache .hypothesis .benchmarks $(READY)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
@@ -39,6 +49,6 @@ clean:  ## Removes builds, caches and runs; keeps $(VENV)
 $(READY): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "setuptools>=77" wheel
-	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q "$(TORCH)"
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q $(TORCH)
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[data,plot,test]"
 	@touch $@

@@ -18,7 +18,6 @@ OPTIONAL = {
     "scikit-learn": "the digits of smart demo",
     "pillow": "folders of images",
     "matplotlib": "pictures",
-    "triton": "GPU kernels",
 }
 
 
