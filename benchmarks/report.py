@@ -34,13 +34,14 @@ def render(results: Mapping[str, Any], name: str) -> str:
         memory = sparse["weight_bytes"] / dense[0]["weight_bytes"]
         lines.append(f"| {network} | {batch} | {path} | {times} | {speed_up:.2f}x | {memory:.2f} |")
     machine, first = results["machine"], rows[0]
+    threads = f"{first['threads']} thread{'s' if first['threads'] > 1 else ''}"
     lines += [
         "",
-        f"{machine['gpu'] or machine['cpu']}, {first['threads']} thread{'s'[: first['threads'] > 1]}, {first['dtype']}, "
-        f"torch {results['versions']['torch']}; density {first['density']:.2g} a path, random masks. Medians of runs in "
-        "turns, outputs verified before. *speed-up*: against the fastest dense runner of the line. *weights*: memory of "
-        f"both paths together against one dense copy. Measured at commit `{results['commit']}` with "
-        f"`{results['command']}`: [{name}](benchmarks/results/{name}).",
+        f"{machine['gpu'] or machine['cpu']}, {threads}, {first['dtype']}, torch {results['versions']['torch']}; "
+        f"density {first['density']:.2g} a path, random masks. Medians of runs in turns, outputs verified before. "
+        "*speed-up*: against the fastest dense runner of the line. *weights*: memory of both paths together against "
+        f"one dense copy. Measured at commit `{results['commit']}` with `{results['command']}`: "
+        f"[{name}](benchmarks/results/{name}).",
     ]
     return "\n".join(lines)
 
