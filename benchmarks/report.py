@@ -29,7 +29,7 @@ def render(results: Mapping[str, Any], name: str) -> str:
         cases.setdefault((row["network"], row["batch"], row["path"]), {})[row["runner"]] = row
     for (network, batch, path), case in cases.items():
         sparse, dense = case[SPARSE], [case[runner] for runner in runners]
-        times = " | ".join(f"{row['ms_p50']:.3g}" for row in (*dense, sparse))
+        times = " | ".join(_short(row["ms_p50"]) for row in (*dense, sparse))
         speed_up = min(row["ms_p50"] for row in dense) / sparse["ms_p50"]
         memory = sparse["weight_bytes"] / dense[0]["weight_bytes"]
         lines.append(f"| {network} | {batch} | {path} | {times} | {speed_up:.2f}x | {memory:.2f} |")
@@ -44,6 +44,10 @@ def render(results: Mapping[str, Any], name: str) -> str:
         f"[{name}](benchmarks/results/{name}).",
     ]
     return "\n".join(lines)
+
+
+def _short(ms: float) -> str:
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 def insert(readme: str, tables: str) -> str:

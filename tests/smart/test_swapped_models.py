@@ -7,6 +7,7 @@ from torch import nn
 import smart
 import smart_kernels
 from smart.twin import DenseTwin
+from smart_kernels import native
 from smart_kernels.modules import SparseConv2d
 
 
@@ -34,6 +35,7 @@ def test_every_network_swaps_into_one_fused_graph(name):
     assert not any(isinstance(module, nn.BatchNorm2d) for module in sparse.modules())
 
 
+@pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 def test_both_paths_take_less_memory_than_one_dense_copy():
     model = smart.create_model("resnet18", density=0.2)
     sparse = smart_kernels.swap(model, torch.rand(1, 3, 8, 8), backend="cpu")
