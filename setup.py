@@ -154,4 +154,8 @@ def cuda_home(nvcc: str) -> Path:
     raise BuildError(f"{nvcc} --dryrun names no toolkit folder (TOP=): set SMART_BUILD_CUDA=0 to build without CUDA")
 
 
-setup(ext_modules=[Extension("smart_kernels._C", sources=[])], cmdclass={"build_ext": BuildLibrary})
+setup(
+    ext_modules=[Extension("smart_kernels._C", sources=[], py_limited_api=True)],
+    cmdclass={"build_ext": BuildLibrary},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)
