@@ -60,28 +60,19 @@ class Planner:
             masks: one or two paths' masks of it.
             input_shape: (N, C, H, W) of an example, or None where it is unknown and nothing can be measured.
         """
-        refusals = {}
-        candidates = []
-        for name, backend in backends.BACKENDS.items():
-            if self.backend not in (ALL, name, "dense") and name != "dense":
-                continue
-            if self.backend == "dense" and name != "dense":
-                continue
-            verdict = backend.supports(geometry, weight.dtype, weight.device)
-            if verdict:
-                candidates.append(name)
-            else:
-                refusals[name] = verdict.why
-        packed = {name: backends.find(name).pack(weight, masks) for name in candidates}
+        asked = backends.BACKENDS if self.backend == ALL else (self.backend, "dense")
+        verdicts = {name: backends.find(name).supports(geometry, weight.dtype, weight.device) for name in asked}
+        packed = {name: backends.find(name).pack(weight, masks) for name, verdict in verdicts.items() if verdict}
 
         if self.backend in packed:
             return Choice(self.backend, packed[self.backend], "asked for")
-        if candidates == ["dense"]:
-            return Choice("dense", packed["dense"], _because(refusals))
+        if list(packed) == ["dense"]:
+            return Choice("dense", packed["dense"], "; ".join(v.why for v in verdicts.values() if not v))
         if all(bool(mask.all()) for mask in masks.values()):
             return Choice("dense", packed["dense"], "no path has zeros to skip")
         if input_shape is None:
-            return Choice(candidates[0], packed[candidates[0]], "not measured: the input's shape is unknown here")
+            first = next(iter(packed))
+            return Choice(first, packed[first], "not measured: the input's shape is unknown here")
 
         times = self._measure(packed, geometry, input_shape)
         fastest = min(times, key=times.__getitem__)
@@ -112,7 +103,3 @@ class Planner:
                 seconds = interleave({name: call(name) for name in packed}, TIMING_BUDGET_S)
             self._measured[key] = {name: percentile(samples, 50) * 1e6 for name, samples in seconds.items()}
         return self._measured[key]
-
-
-def _because(refusals: Mapping[str, str]) -> str:
-    return "; ".join(refusals.values()) or "asked for"
