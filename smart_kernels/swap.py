@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import prune
 
 from smart_kernels import fusion, patterns
 from smart_kernels.geometry import Geometry
@@ -232,7 +233,7 @@ def _settle_pruning(model: nn.Module) -> None:
     """Makes torch.nn.utils.prune's masks final: the weight it would compute before each forward becomes the weight."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and hasattr(module, "weight_orig") and hasattr(module, "weight_mask"):
-            torch.nn.utils.prune.remove(module, "weight")
+            prune.remove(module, "weight")
 
 
 def _input_shapes(model: nn.Module, example: Tensor) -> dict[nn.Module, torch.Size]:
