@@ -55,7 +55,7 @@ def benchmark(
     Returns:
         One row for each batch, path and runner: network, pattern, density, batch, dtype, device, threads, path,
         runner, backend, ms_p20, ms_p50, ms_p80, images_per_s, weight_bytes, peak_bytes (None where the device keeps
-        no count), max_rel_error (against the eager peer's twin).
+        no count), max_rel_error (against the dense twin).
 
     Raises:
         ValueError: an unknown peer or path, or a batch below 1.

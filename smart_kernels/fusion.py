@@ -97,6 +97,9 @@ def capture(model: nn.Module, example: Tensor) -> fx.GraphModule:
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             node.target = node.target.removeprefix("model.")
+        if node.op == "call_module" and not node.args and len(node.kwargs) == 1:
+            # A layer called by keyword, conv(input=x): from here on inputs are positional.
+            node.args, node.kwargs = tuple(node.kwargs.values()), {}
     traced = fx.GraphModule(model, graph)
     with torch.no_grad():
         _NoteShapes(traced).run(example)
@@ -126,7 +129,8 @@ def find_chain(traced: fx.GraphModule, conv: fx.Node) -> Chain:
     modules = dict(traced.named_modules())
     chain = Chain(conv, nodes=(conv,))
 
-    if (node := _only_user(chain.last)) and node.op == "call_module" and is_norm(modules[node.target]):
+    node = _only_user(chain.last)
+    if node and node.op == "call_module" and is_norm(modules[node.target]) and _calm(traced, chain, node):
         chain.norm, chain.nodes = node, (*chain.nodes, node)
     if (node := _only_user(chain.last)) and (other := _added(chain.last, node)) and _calm(traced, chain, node):
         chain.residual, chain.nodes = other, (*chain.nodes, node)

@@ -62,7 +62,10 @@ def save(sparse: SparseModel, path: str | os.PathLike) -> None:
     metadata = {"format": FORMAT, "version": str(VERSION), "network": text, "sha256": _digest(text, tensors)}
 
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> SparseModel:

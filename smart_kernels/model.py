@@ -44,10 +44,9 @@ class SparseModel(nn.Module):
         return self._run(x, paths.resolve(path, self.paths))
 
     def _run(self, x: Tensor, path: str | float) -> Tensor:
-        if self._takes_path:
-            return self.net(x, path=path)
+        # Layers that were left as they were read the path from here.
         with paths.running(path):
-            return self.net(x)
+            return self.net(x, path=path) if self._takes_path else self.net(x)
 
     def report(self) -> list[dict[str, object]]:
         """A dict for each convolution: name, pattern, weights, density, backend, why, bytes, dense_us, sparse_us."""

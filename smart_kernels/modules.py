@@ -68,6 +68,7 @@ class SparseConv2d(nn.Module):
         self.relu = relu
         self.pad = pad
         self._bound: dict[str | float, Callable[[Tensor, Tensor | None], Tensor]] = {}
+        self.register_load_state_dict_post_hook(_forget_bound)
 
     def forward(self, x: Tensor, path: str | float | None = None, residual: Tensor | None = None) -> Tensor:
         """(N, C, H, W) -> (N, K, P, Q) on a resolved path; None means the path of the call under way."""
@@ -100,6 +101,11 @@ class SparseConv2d(nn.Module):
     def extra_repr(self) -> str:
         g = self.geometry
         return f"stride={g.stride}, padding={g.padding}, groups={g.groups}, backend={self.backend!r}, relu={self.relu}"
+
+
+def _forget_bound(conv: SparseConv2d, incompatible_keys: object) -> None:
+    # What was mixed for a lambda is of the old values, and so are all buffers after load_state_dict(assign=True).
+    conv._bound.clear()
 
 
 class PathAffine(nn.Module):

@@ -17,6 +17,7 @@ from smart_kernels.modules import PathAffine, SparseConv2d
 from smart_kernels.paths import PATHS
 from smart_kernels.planner import Choice, Planner
 from smart_kernels.report import Row
+from smart_kernels.verify import VerificationError, verify
 
 
 def swap(model: nn.Module, example: Tensor, backend: str = "auto", dtype: torch.dtype | None = None) -> SparseModel:
@@ -54,7 +55,14 @@ def swap(model: nn.Module, example: Tensor, backend: str = "auto", dtype: torch.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return builder.module_by_module(example, f"the network could not be captured as a graph ({reason})")
-    return builder.graph(traced)
+    sparse = builder.graph(traced)
+    try:
+        verify(model, sparse, example)
+    except VerificationError as error:
+        # A network may depend on the path, or on more than its layers, in ways that a graph of one path cannot show.
+        reason = f"captured as a graph it computed something else: {error}"
+        return _Builder(model, Planner(backend)).module_by_module(example, reason)
+    return sparse
 
 
 class _Builder:
@@ -147,7 +155,8 @@ class _Builder:
         name = _fresh(node.target, taken)
         traced.add_submodule(name, PathAffine(*fusion.norm_affine(modules[node.target], self.paths), relu=relu))
         last = users[0] if relu else node
-        with traced.graph.inserting_before(last):
+        # In the norm's own place: later, its input may have been written into.
+        with traced.graph.inserting_before(node):
             affine = traced.graph.call_module(name, (node.args[0], path))
         last.replace_all_uses_with(affine)
         traced.graph.erase_node(last)

@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <limits>
 #include <memory>
 #include <new>
 #include <vector>
@@ -98,7 +99,9 @@ void convolve(const Kernels& kernels, const Problem& problem, const Weight& weig
 
   // Whole blocks of images take the cheaper layout, and so does the rest of the batch. Of equals the pixel layout: it
   // touches one image at a time, which stays in the L2 cache.
-  const int64_t pixel_cost = cost(by_pixel), image_cost = cost(by_image);
+  const int64_t pixel_cost = cost(by_pixel);
+  const bool offsets_fit = by_image.channel * weight.slab_channels <= std::numeric_limits<int32_t>::max();
+  const int64_t image_cost = offsets_fit ? cost(by_image) : std::numeric_limits<int64_t>::max();
   const int64_t rest = problem.batch % kernels.width;
   int64_t interleaved = problem.batch - rest;
   if (image_cost >= pixel_cost * kernels.width) interleaved = 0;

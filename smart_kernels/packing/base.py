@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-class PackedWeight(nn.Module):
+class PackedWeight(nn.Module, ABC):
     """One weight (K, C/groups, R, S) and the masks of one or two paths over it, laid out for some kernel.
 
     It is a module only so that its buffers move, copy and save with the network it belongs to.
@@ -28,20 +29,20 @@ class PackedWeight(nn.Module):
         self.paths = paths
         self.register_load_state_dict_post_hook(_validate_loaded)
 
+    @abstractmethod
     def dense(self, path: str | float) -> Tensor:
         """The weight of a path, (K, C/groups, R, S): exactly ``weight * mask``, every zero positive.
 
         A lambda strictly between 0 and 1 gives ``weight * ((1 - lambda) * first mask + lambda * second mask)``.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def mask(self, path: str) -> Tensor:
         """The bool mask (K, C/groups, R, S) of a path, as given."""
-        raise NotImplementedError
 
+    @abstractmethod
     def validate(self) -> None:
         """Raises ValueError unless every index lies in range, so that no kernel can read out of bounds."""
-        raise NotImplementedError
 
     def disable(self) -> None:
         """Makes the weight refuse to run, after corrupt data was loaded into it."""

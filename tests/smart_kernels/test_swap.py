@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import smart_kernels
-from smart_kernels import VerificationError, fusion, native, swap, verify
+from smart_kernels import VerificationError, fusion, native, paths, swap, verify
 from smart_kernels.modules import PathAffine, SparseConv2d
 from smart_kernels.report import format_table
 
@@ -118,6 +118,8 @@ class Sums(nn.Module):
         self.kind = kind
         self.a, self.b = MaskedConv(1, 6, 3, padding=1), MaskedConv(1, 6, 3, padding=1)
         self.relu = nn.ReLU(inplace=True)
+        self.norm = nn.BatchNorm2d(6)
+        self.norm.running_mean.normal_()
 
     def forward(self, x):
         a, b = self.a(x), self.b(x)
@@ -139,6 +141,20 @@ class Sums(nn.Module):
             w = self.b(z)
             self.relu(z.sub_(1))
             return y + w + z.sum()
+        if self.kind == "input changed before the norm":
+            z = x * 2
+            y = self.a(z)
+            z.sub_(1)
+            y = self.norm(y)
+            w = self.norm(z.expand(-1, 6, -1, -1) * 1)
+            return y + w
+        if self.kind == "norm's input changed in place":
+            z = self.a(x) * 1
+            y = self.norm(z)
+            z.sub_(1)
+            return torch.relu(y) + z
+        if self.kind == "called by keyword":
+            return torch.relu(self.norm(input=self.a(x=x)))
         if self.kind == "shared module":
             return self.a(x).relu() + self.a(x * 2)
         return a.relu().add_(b).relu_()
@@ -153,6 +169,9 @@ class Sums(nn.Module):
         "scaled",
         "into the residual",
         "input changed in place",
+        "input changed before the norm",
+        "norm's input changed in place",
+        "called by keyword",
         "shared module",
         "methods",
     ],
@@ -170,6 +189,51 @@ def test_a_convolution_with_hooks_is_left_alone_and_said_so(images):
     sparse = swap(model, images)
     verify(model, sparse, images, TOLERANCE)
     assert [row["backend"] for row in sparse.report() if row["name"] == "2"] == ["original"]
+
+
+def test_layers_left_alone_still_run_the_path_asked_for(model, images):
+    model.layers[0].conv1.register_forward_hook(lambda module, inputs, output: output + 1)
+    model.bn.norms["clean"] = nn.BatchNorm2d(16, track_running_stats=False)
+    sparse = swap(model, images)
+    assert max(verify(model, sparse, images, TOLERANCE).values()) < TOLERANCE
+    assert not torch.allclose(sparse(images, path="clean"), sparse(images, path="adv"))
+
+
+class PathOfItsOwn(nn.Module):
+    """Depends on the path beyond its layers: a graph captured on one path would be wrong on the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = MaskedConv(1, 4, 3)
+
+    def forward(self, x, path="clean"):
+        with paths.running(path):
+            y = self.conv(x)
+        return y * 2 if path == "adv" else y
+
+
+def test_a_graph_that_would_be_wrong_is_not_used(images):
+    model = PathOfItsOwn().eval()
+    sparse = swap(model, images)
+    assert "computed something else" in sparse.uncaptured
+    assert max(verify(model, sparse, images).values()) < TOLERANCE
+
+
+def test_new_values_reach_paths_that_already_ran(images):
+    first, second = (swap(TwoPaths().eval(), images, backend=BACKENDS[-1]) for _ in range(2))
+    for path in ("clean", 0.5):
+        assert not torch.equal(first(images, path=path), second(images, path=path))
+    with pytest.raises(
+        (RuntimeError, ValueError), match="size mismatch|corrupt"
+    ):  # other masks, other numbers of values
+        copy.deepcopy(first).load_state_dict(second.state_dict())
+    twin = copy.deepcopy(first)
+    for name, buffer in twin.named_buffers():
+        if name.endswith(("values", "scale.adv")):
+            buffer.mul_(1.5)
+    first.load_state_dict(twin.state_dict())
+    for path in ("clean", 0.5):
+        torch.testing.assert_close(first(images, path=path), twin(images, path=path))
 
 
 def test_the_report_explains_every_convolution(images):
@@ -256,3 +320,6 @@ def test_the_library_knows_nothing_of_the_training_package():
 def test_capture_notes_shapes(images):
     traced = fusion.capture(TwoPaths().eval(), images)
     assert traced.graph.find_nodes(op="placeholder", target=fusion.PATH)
+    shapes = {node.target: tuple(node.meta["shape"]) for node in traced.graph.nodes if node.op == "call_module"}
+    assert shapes["stem"] == (5, 16, 9, 9)
+    assert shapes["layers.1.conv2"] == (5, 24, 5, 5)
