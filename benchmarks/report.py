@@ -1,6 +1,6 @@
 """Turns result files into the tables people read: ``python -m benchmarks.report`` (``make results``).
 
-It rewrites the part of README.md between two markers, and nothing else; with up-to-date files it changes nothing.
+It rewrites what stands in README.md between its markers, and nothing else; with up-to-date files it changes nothing.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from smart.bench import SPARSE
+from smart.demo import summary
+from smart_kernels.paths import PATHS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
+DEMO = RESULTS / "demo"  # reports of `smart demo`, one a seed
+BEGIN, END = "<!-- {}: written by `make results` -->", "<!-- end of {} -->"
 
 
 def render(results: Mapping[str, Any], name: str) -> str:
@@ -50,25 +53,49 @@ def _short(ms: float) -> str:
     return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
-def insert(readme: str, tables: str) -> str:
-    """README's text with the part between the markers replaced."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
+def insert(readme: str, part: str, content: str) -> str:
+    """README's text with what stands between the markers of one part replaced."""
+    before, begin, rest = readme.partition(BEGIN.format(part))
+    _, end, after = rest.partition(END.format(part))
     if not begin or not end:
-        raise ValueError(f"README.md lacks the markers {BEGIN!r} and {END!r}: put them where the tables belong")
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+        raise ValueError(f"README.md lacks the markers of {part!r}: put {BEGIN.format(part)!r} where it belongs")
+    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
-def current_tables() -> str:
+def suites() -> str:
     """The tables of all result files, newest last."""
     files = sorted(RESULTS.glob("*.json"))
     return "\n\n".join(render(json.loads(file.read_text(encoding="utf-8")), file.name) for file in files)
 
 
+def demo() -> str:
+    """What `smart demo` printed for seed 0."""
+    return f"```\n{summary(json.loads((DEMO / 'seed0.json').read_text(encoding='utf-8')))}\n```"
+
+
+def seeds() -> str:
+    """The demo's accuracies for each seed, as a Markdown table."""
+    lines = ["| seed | clean path | under PGD-20 | adversarial path | under PGD-20 |", "|---|---|---|---|---|"]
+    for file in sorted(DEMO.glob("seed*.json")):
+        report = json.loads(file.read_text(encoding="utf-8"))
+        cells = [f"{100 * report['accuracy'][path][attack]:.1f} %" for path in PATHS for attack in ("clean", "pgd20")]
+        lines.append(f"| {report['seed']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+PARTS = {"results": suites, "demo": demo, "seeds": seeds}
+
+
+def updated(readme: str) -> str:
+    """README's text with every part as the result files have it."""
+    for part, content in PARTS.items():
+        readme = insert(readme, part, content())
+    return readme
+
+
 def main() -> None:
     """Rewrites README.md."""
-    text = README.read_text(encoding="utf-8")
-    README.write_text(insert(text, current_tables()), encoding="utf-8")
+    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
