@@ -9,6 +9,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cpu/convolve.h"
@@ -52,13 +53,16 @@ const float* per_channel(const std::optional<Tensor>& tensor, const char* name, 
 
 // `geometry`: K, C/groups, R, S, stride (h, w), padding (top, bottom, left, right), dilation (h, w), groups. One list,
 // because crossing the stable ABI costs a fraction of a microsecond a list or number.
-cpu::Problem read_problem(const Tensor& x, const std::vector<int64_t>& geometry) {
+cpu::Problem read_problem(const Tensor& x, const std::vector<int64_t>& geometry, int64_t lanes) {
   SMART_CHECK(geometry.size() == 13, "geometry has ", geometry.size(), " numbers: 13 are needed");
-  SMART_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float, "input has shape ", shape_of(x),
-              ": float32 (N, C, H, W) is needed");
+  const bool interleaved = x.dim() == 5 && x.size(4) == lanes;
+  SMART_CHECK((x.dim() == 4 || interleaved) && x.scalar_type() == ScalarType::Float, "input has shape ", shape_of(x),
+              ": float32 (N, C, H, W) is needed, or for interleaved images (N/", lanes, ", C, H, W, ", lanes, ")");
   const int64_t* g = geometry.data();
   cpu::Problem p = {};
-  p.batch = x.size(0), p.in_channels = x.size(1), p.height = x.size(2), p.width = x.size(3);
+  p.interleaved = interleaved;
+  p.batch = interleaved ? x.size(0) * lanes : x.size(0);
+  p.in_channels = x.size(1), p.height = x.size(2), p.width = x.size(3);
   p.out_channels = g[0], p.kernel_h = g[2], p.kernel_w = g[3];
   p.stride_h = g[4], p.stride_w = g[5];
   p.pad_top = g[6], p.pad_left = g[8];
@@ -109,30 +113,45 @@ cpu::Weight read_weight(const cpu::Problem& p, const Tensor& values, const Tenso
 
 // See smart_kernels/ops.py for what it computes and smart_kernels/packing/unstructured.py for the packed weight, whose
 // codes are validated there, once, when packed or loaded.
-Tensor sparse_conv2d_cpu(Tensor x, Tensor values, Tensor codes, Tensor segments, std::vector<int64_t> geometry,
-                         int64_t slab_channels, int64_t first_segment, int64_t last_segment,
-                         std::optional<Tensor> scale, std::optional<Tensor> bias, std::optional<Tensor> residual,
-                         bool relu, std::string isa) {
-  const cpu::Problem p = read_problem(x, geometry);
-  const cpu::Weight w = read_weight(p, values, codes, segments, slab_channels, first_segment, last_segment);
+//
+// `affine` has its scale, bias and relu set; where its result goes is decided here. Null: there is no second result.
+struct Results {
+  Tensor y;
+  std::optional<Tensor> second;
+};
+
+Results convolve(const Tensor& x, const Tensor& values, const Tensor& codes, const Tensor& segments,
+                 const std::vector<int64_t>& geometry, int64_t slab_channels, int64_t first_segment,
+                 int64_t last_segment, const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
+                 const std::optional<Tensor>& residual, bool relu, const std::string& isa, cpu::Affine* affine) {
   const cpu::Kernels* kernels = cpu::find_kernels(isa.c_str());
   SMART_CHECK(kernels != nullptr, "this library or machine has no '", isa, "' kernels: see cpu_isas()");
+  const cpu::Problem p = read_problem(x, geometry, kernels->width);
+  const cpu::Weight w = read_weight(p, values, codes, segments, slab_channels, first_segment, last_segment);
   SMART_CHECK(cpu::pixel_layout(p, kernels->width).channel * slab_channels <= std::numeric_limits<int32_t>::max(),
               "input of ", p.height, "x", p.width, " pixels is too large: ", slab_channels,
               " channels of it must hold fewer than 2^31 numbers");
 
-  Tensor y = torch::stable::new_empty(x, {p.batch, p.out_channels, p.out_height, p.out_width});
+  std::vector<int64_t> shape = {x.size(0), p.out_channels, p.out_height, p.out_width};
+  if (p.interleaved) shape.push_back(kernels->width);
+  Results results = {torch::stable::new_empty(x, shape), std::nullopt};
+  Tensor& y = results.y;
   const Tensor dense_x = x.is_contiguous() ? x : torch::stable::contiguous(x);
   std::optional<Tensor> dense_residual;
   if (residual) {
-    bool as_output = residual->scalar_type() == ScalarType::Float && residual->dim() == 4;
-    for (int64_t i = 0; as_output && i < 4; ++i) as_output = residual->size(i) == y.size(i);
+    bool as_output = residual->scalar_type() == ScalarType::Float && residual->dim() == y.dim();
+    for (int64_t i = 0; as_output && i < y.dim(); ++i) as_output = residual->size(i) == y.size(i);
     SMART_CHECK(as_output, "residual has shape ", shape_of(*residual), ": float32 ", shape_of(y),
                 " is needed, the shape of the output");
     dense_residual = residual->is_contiguous() ? *residual : torch::stable::contiguous(*residual);
   }
-  cpu::Epilogue e = {per_channel(scale, "scale", p.out_channels), per_channel(bias, "bias", p.out_channels), nullptr,
-                     relu};
+  cpu::Epilogue e = {
+      per_channel(scale, "scale", p.out_channels), per_channel(bias, "bias", p.out_channels), nullptr, relu, {}};
+  if (affine) {
+    results.second = torch::stable::new_empty(x, shape);
+    e.affine = *affine;
+    e.affine.y = static_cast<float*>(results.second->mutable_data_ptr());
+  }
   if (dense_residual) e.residual = static_cast<const float*>(dense_residual->const_data_ptr());
   // Of a path's non-zeros only the share of segments is known here: good enough to decide on threads.
   const int64_t nonzeros = values.numel() * (last_segment - first_segment) / 3 + 1;
@@ -140,7 +159,38 @@ Tensor sparse_conv2d_cpu(Tensor x, Tensor values, Tensor codes, Tensor segments,
     cpu::convolve(*kernels, p, w, nonzeros, e, static_cast<const float*>(dense_x.const_data_ptr()),
                   static_cast<float*>(y.mutable_data_ptr()));
   }
-  return y;
+  return results;
+}
+
+Tensor sparse_conv2d_cpu(Tensor x, Tensor values, Tensor codes, Tensor segments, std::vector<int64_t> geometry,
+                         int64_t slab_channels, int64_t first_segment, int64_t last_segment,
+                         std::optional<Tensor> scale, std::optional<Tensor> bias, std::optional<Tensor> residual,
+                         bool relu, std::string isa) {
+  return convolve(x, values, codes, segments, geometry, slab_channels, first_segment, last_segment, scale, bias,
+                  residual, relu, isa, nullptr)
+      .y;
+}
+
+// Also returns relu(y * affine_scale + affine_bias).
+std::tuple<Tensor, Tensor> sparse_conv2d_affine_cpu(Tensor x, Tensor values, Tensor codes, Tensor segments,
+                                                    std::vector<int64_t> geometry, int64_t slab_channels,
+                                                    int64_t first_segment, int64_t last_segment,
+                                                    std::optional<Tensor> scale, std::optional<Tensor> bias,
+                                                    std::optional<Tensor> residual, bool relu, Tensor affine_scale,
+                                                    Tensor affine_bias, bool affine_relu, std::string isa) {
+  SMART_CHECK(!geometry.empty(), "geometry has 0 numbers: 13 are needed");
+  cpu::Affine affine = {per_channel(affine_scale, "affine_scale", geometry[0]),
+                        per_channel(affine_bias, "affine_bias", geometry[0]), affine_relu, nullptr};
+  Results results = convolve(x, values, codes, segments, geometry, slab_channels, first_segment, last_segment, scale,
+                             bias, residual, relu, isa, &affine);
+  return {results.y, *results.second};
+}
+
+// Images that interleaved inputs hold side by side: the vector width of an instruction set.
+int64_t cpu_lanes(std::string isa) {
+  const cpu::Kernels* kernels = cpu::find_kernels(isa.c_str());
+  SMART_CHECK(kernels != nullptr, "this library or machine has no '", isa, "' kernels: see cpu_isas()");
+  return kernels->width;
 }
 
 // Names of the instruction sets that can run here, fastest first, separated by spaces.
@@ -160,11 +210,20 @@ STABLE_TORCH_LIBRARY_FRAGMENT(smart_kernels, m) {
       "sparse_conv2d_cpu(Tensor x, Tensor values, Tensor codes, Tensor segments, int[] geometry, int slab_channels, "
       "int first_segment, int last_segment, Tensor? scale, Tensor? bias, Tensor? residual, bool relu, str isa=\"\") "
       "-> Tensor");
+  m.def(
+      "sparse_conv2d_affine_cpu(Tensor x, Tensor values, Tensor codes, Tensor segments, int[] geometry, "
+      "int slab_channels, int first_segment, int last_segment, Tensor? scale, Tensor? bias, Tensor? residual, "
+      "bool relu, Tensor affine_scale, Tensor affine_bias, bool affine_relu, str isa=\"\") -> (Tensor, Tensor)");
   m.def("cpu_isas() -> str");
+  m.def("cpu_lanes(str isa=\"\") -> int");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(smart_kernels, CPU, m) { m.impl("sparse_conv2d_cpu", TORCH_BOX(&smart::sparse_conv2d_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(smart_kernels, CPU, m) {
+  m.impl("sparse_conv2d_cpu", TORCH_BOX(&smart::sparse_conv2d_cpu));
+  m.impl("sparse_conv2d_affine_cpu", TORCH_BOX(&smart::sparse_conv2d_affine_cpu));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(smart_kernels, CompositeExplicitAutograd, m) {
   m.impl("cpu_isas", TORCH_BOX(&smart::cpu_isas));
+  m.impl("cpu_lanes", TORCH_BOX(&smart::cpu_lanes));
 }

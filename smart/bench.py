@@ -22,9 +22,9 @@ from smart.twin import DenseTwin
 from smart.version import __version__
 from smart_kernels import native
 from smart_kernels.files import write_text
-from smart_kernels.model import SparseModel, relative_error
+from smart_kernels.model import SparseModel
 from smart_kernels.timing import interleave, percentile
-from smart_kernels.verify import TOLERANCE, VerificationError
+from smart_kernels.verify import TOLERANCE, VerificationError, relative_error
 
 SPARSE = "smart_kernels"  # the runner's name of our own rows
 Runner = tuple[str, str]  # its name and the path it runs

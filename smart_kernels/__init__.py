@@ -4,15 +4,19 @@ from smart_kernels.io import FileError, load, save
 from smart_kernels.model import SparseModel
 from smart_kernels.ops import sparse_conv2d
 from smart_kernels.packing import PackedWeight, pack
+from smart_kernels.planner import DenseFallbackError
 from smart_kernels.swap import swap
+from smart_kernels.timings import Timings
 from smart_kernels.verify import VerificationError, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DenseFallbackError",
     "FileError",
     "PackedWeight",
     "SparseModel",
+    "Timings",
     "VerificationError",
     "load",
     "pack",

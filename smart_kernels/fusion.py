@@ -1,19 +1,24 @@
 """The network as a graph: captured by torch.fx, its convolutions fused with what follows them.
 
 A chain ``conv -> batch norm -> + residual -> ReLU`` becomes one fused convolution: the norm turns into the scale and
-bias of each path, the sum and the ReLU into the kernel's epilogue. A norm with no convolution before it (pre-activation
-networks) becomes a per-path scale and bias of its own. What cannot be captured is swapped module by module.
+bias of each path, the sum and the ReLU into the kernel's epilogue. A norm that reads the sum beside others
+(pre-activation networks) becomes the epilogue's second result, one with no convolution before it a per-path scale and
+bias of its own. What cannot be captured is swapped module by module.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+
+from smart_kernels.protocol import is_conv, is_hooked, is_norm
 
 PATH = "path"  # the graph's second input
 
@@ -24,35 +29,6 @@ _WRITING_OPERATORS = {
     operator.iand, operator.ior, operator.ixor, operator.imatmul, operator.ilshift, operator.irshift, operator.setitem,
 }  # fmt: skip
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity)
-
-
-def is_conv(module: nn.Module) -> bool:
-    """An nn.Conv2d that computes what nn.Conv2d does, or a masked convolution by protocol (``.masks``)."""
-    return hasattr(module, "masks") or (isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward)
-
-
-def is_norm(module: nn.Module) -> bool:
-    """A batch norm that keeps running statistics, or several of them by protocol (``.norms``)."""
-    if hasattr(module, "norms"):
-        return all(norm.running_mean is not None for norm in module.norms.values())
-    return type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm) and module.running_mean is not None
-
-
-def norm_affine(module: nn.Module, paths: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A batch norm in eval mode as scale and bias (C,) of each path: y = x * scale + bias."""
-    norms: Mapping[str, nn.BatchNorm2d] = getattr(module, "norms", None) or {path: module for path in paths}
-    scales, biases = {}, {}
-    for path in paths:
-        norm = norms[path]
-        # In float64: the division is done once, so its rounding need not add to the network's.
-        scale = torch.rsqrt(norm.running_var.double() + norm.eps)
-        if norm.weight is not None:
-            scale = scale * norm.weight.detach().double()
-        bias = -norm.running_mean.double() * scale
-        if norm.bias is not None:
-            bias = bias + norm.bias.detach().double()
-        scales[path], biases[path] = scale.to(norm.running_var.dtype), bias.to(norm.running_var.dtype)
-    return scales, biases
 
 
 class _Capture(nn.Module):
@@ -66,9 +42,33 @@ class _Capture(nn.Module):
         return self.model(x)
 
 
+# torch.fx patches nn.Module itself while it traces: one trace at a time.
+_tracing = threading.Lock()
+
+
 class _Tracer(fx.Tracer):
+    """Traces what its own thread runs; other threads' networks, which meet torch's patches too, run as ever."""
+
+    def __init__(self, root: nn.Module | None = None) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+        # Found beforehand: while it traces, to look at a module's weight is to put it into the graph.
+        # (Without a root torch rebuilds a pickled graph, all of whose modules are leaves.)
+        modules = [] if root is None else root.modules()
+        self.leaves = {m for m in modules if hasattr(m, "masks") or hasattr(m, "norms") or is_conv(m)}
+
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return is_conv(module) or hasattr(module, "norms") or super().is_leaf_module(module, qualified_name)
+        return module in self.leaves or super().is_leaf_module(module, qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 class _NoteShapes(fx.Interpreter):
@@ -93,8 +93,14 @@ def capture(model: nn.Module, example: Tensor) -> fx.GraphModule:
         Exception: whatever tracing met that a graph cannot express; the message says what.
     """
     root = _Capture(model)
-    graph = _Tracer().trace(root)
+    tracer = _Tracer(root)
+    for name, module in model.named_modules():
+        if is_hooked(module) and not tracer.is_leaf_module(module, name):
+            raise ValueError(f"{name or 'the network'} has forward hooks, which would not run in a graph")
+    with _tracing:
+        graph = tracer.trace(root)
     for node in graph.nodes:
+        node.type = None  # an annotation, of no use here; as text it could not be pickled
         if node.op in ("call_module", "get_attr"):
             node.target = node.target.removeprefix("model.")
         if node.op == "call_module" and not node.args and len(node.kwargs) == 1:
@@ -130,19 +136,37 @@ def find_chain(traced: fx.GraphModule, conv: fx.Node) -> Chain:
     chain = Chain(conv, nodes=(conv,))
 
     node = _only_user(chain.last)
-    if node and node.op == "call_module" and is_norm(modules[node.target]) and _calm(traced, chain, node):
+    if node and node.op == "call_module" and is_norm(modules[node.target]) and _calm(modules, chain.nodes, node):
         chain.norm, chain.nodes = node, (*chain.nodes, node)
-    if (node := _only_user(chain.last)) and (other := _added(chain.last, node)) and _calm(traced, chain, node):
+    if (node := _only_user(chain.last)) and (other := _added(chain.last, node)) and _calm(modules, chain.nodes, node):
         chain.residual, chain.nodes = other, (*chain.nodes, node)
-    if (node := _only_user(chain.last)) and is_relu(modules, node) and _calm(traced, chain, node):
+    return _with_relu(modules, chain)
+
+
+def find_linear_chain(traced: fx.GraphModule, linear: fx.Node) -> Chain:
+    """A fully connected layer, and the ReLU that alone reads it."""
+    return _with_relu(dict(traced.named_modules()), Chain(linear, nodes=(linear,)))
+
+
+def _with_relu(modules: Mapping[str, nn.Module], chain: Chain) -> Chain:
+    if (node := _only_user(chain.last)) and is_relu(modules, node) and _calm(modules, chain.nodes, node):
         chain.relu, chain.nodes = True, (*chain.nodes, node)
     return chain
+
+
+def find_second(modules: Mapping[str, nn.Module], conv: fx.Node) -> fx.Node | None:
+    """A norm among the readers of a fused convolution that its epilogue may compute beside its own result."""
+    for node in conv.users:
+        norm = node.op == "call_module" and node.target in modules and is_norm(modules[node.target])
+        if norm and node.args[0] is conv and _calm(modules, (conv,), node):
+            return node
+    return None
 
 
 def is_relu(modules: Mapping[str, nn.Module], node: fx.Node) -> bool:
     """Whether a node computes max(x, 0), in whichever spelling."""
     if node.op == "call_module":
-        return type(modules[node.target]) is nn.ReLU
+        return type(modules[node.target]) is nn.ReLU and not is_hooked(modules[node.target])
     return (node.op == "call_function" and node.target in _RELU_FUNCTIONS) or (
         node.op == "call_method" and node.target in ("relu", "relu_")
     )
@@ -151,7 +175,7 @@ def is_relu(modules: Mapping[str, nn.Module], node: fx.Node) -> bool:
 def is_inert(modules: Mapping[str, nn.Module], node: fx.Node) -> bool:
     """Whether a node passes its input on unchanged at inference, as dropout does."""
     if node.op == "call_module":
-        return type(modules[node.target]) in _DROPOUTS
+        return type(modules[node.target]) in _DROPOUTS and not is_hooked(modules[node.target])
     return node.op == "call_function" and node.target is F.dropout and not node.kwargs.get("training", True)
 
 
@@ -171,7 +195,7 @@ def _added(value: fx.Node, node: fx.Node) -> fx.Node | None:
         return None
     left, right = node.args
     other = right if left is value else left
-    if not isinstance(other, fx.Node) or other is value or _shape(other) != _shape(value):
+    if not isinstance(other, fx.Node) or other is value or shape_of(other) != shape_of(value):
         return None
     # `other += value` changes other's storage, which its later readers expect to see.
     if in_place and left is not value and len(other.users) > 1:
@@ -179,24 +203,28 @@ def _added(value: fx.Node, node: fx.Node) -> fx.Node | None:
     return other
 
 
-def _shape(node: fx.Node) -> torch.Size | None:
+def shape_of(node: fx.Node) -> torch.Size | None:
+    """Of the tensor a node computes on the example."""
     return node.meta.get("shape")
 
 
-def _calm(traced: fx.GraphModule, chain: Chain, node: fx.Node) -> bool:
-    """Whether the convolution may run as late as ``node``: nothing between them writes into a tensor in place."""
-    modules = dict(traced.named_modules())
-    between = chain.conv.next
+def _calm(modules: Mapping[str, nn.Module], chain: Sequence[fx.Node], node: fx.Node) -> bool:
+    """Whether what the chain computes may be computed as late, or as early, as ``node``.
+
+    So it is if nothing between its beginning and ``node`` writes into a tensor in place.
+    """
+    between = chain[0].next
     while between is not node:
-        if between not in chain.nodes and _writes(modules, between):
+        if between not in chain and writes(modules, between):
             return False
         between = between.next
     return True
 
 
-def _writes(modules: Mapping[str, nn.Module], node: fx.Node) -> bool:
+def writes(modules: Mapping[str, nn.Module], node: fx.Node) -> bool:
+    """Whether a node changes a tensor in place."""
     if node.op == "call_module":
-        return bool(getattr(modules[node.target], "inplace", False))
+        return bool(getattr(modules.get(node.target), "inplace", False))
     if node.op == "call_method":
         return node.target.endswith("_") or node.target == "__setitem__"
     if node.op == "call_function":

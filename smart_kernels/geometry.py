@@ -79,6 +79,12 @@ class Geometry:
         padding = conv.padding if conv.padding_mode == "zeros" else 0
         return cls.of(conv.weight.shape, conv.stride, padding, conv.dilation, conv.groups)
 
+    @classmethod
+    def of_numbers(cls, numbers: Sequence[int]) -> Geometry:
+        """The inverse of ``numbers``."""
+        n = tuple(numbers)
+        return cls(n[:4], n[4:6], n[6:10], n[10:12], n[12])
+
     @property
     def in_channels(self) -> int:
         return self.weight_shape[1] * self.groups

@@ -22,7 +22,7 @@ from smart_kernels import backends, graph_json
 from smart_kernels.files import replacing
 from smart_kernels.geometry import Geometry
 from smart_kernels.model import SparseModel
-from smart_kernels.modules import PathAffine, SparseConv2d
+from smart_kernels.modules import PathAffine, SparseConv2d, SparseLinear
 from smart_kernels.packing.bits import pack_bits, unpack_bits
 from smart_kernels.report import Row
 
@@ -57,6 +57,7 @@ def save(sparse: SparseModel, path: str | os.PathLike) -> None:
         "graph": graph_json.encode(sparse.net.graph),
         "modules": modules,
         "rows": sparse.report(),
+        "interleaves": sparse.interleaves,
     }
     text = json.dumps(description)
     metadata = {"format": FORMAT, "version": str(VERSION), "network": text, "sha256": _digest(text, tensors)}
@@ -127,10 +128,7 @@ def _write_module(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> d
     if isinstance(module, SparseConv2d):
         return _write_conv(name, module, tensors)
     if isinstance(module, PathAffine):
-        for kind in ("scale", "bias"):
-            for path, value in getattr(module, kind).as_dict().items():
-                tensors[f"{name}.{kind}.{path}"] = value.flatten()
-        return {"type": "PathAffine", "relu": module.relu}
+        return _write_affine(name, module, tensors)
     kind = type(module).__name__
     if graph_json.LAYERS.get(kind, (None,))[0] is not type(module):
         raise ValueError(
@@ -140,6 +138,13 @@ def _write_module(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> d
         tensors[f"{name}.{key}"] = value
     arguments = {key: getattr(module, key) for key in graph_json.LAYERS[kind][1]}
     return {"type": kind, "arguments": arguments, "bias": getattr(module, "bias", None) is not None}
+
+
+def _write_affine(name: str, affine: PathAffine, tensors: dict[str, Tensor]) -> dict[str, object]:
+    for kind in ("scale", "bias"):
+        for path, value in getattr(affine, kind).as_dict().items():
+            tensors[f"{name}.{kind}.{path}"] = value.flatten()
+    return {"type": "PathAffine", "relu": affine.relu}
 
 
 def _write_conv(name: str, conv: SparseConv2d, tensors: dict[str, Tensor]) -> dict[str, object]:
@@ -159,13 +164,15 @@ def _write_conv(name: str, conv: SparseConv2d, tensors: dict[str, Tensor]) -> di
         for path, value in getattr(conv, kind).as_dict().items() if getattr(conv, kind) is not None else ():
             tensors[f"{name}.{kind}.{path}"] = value
     return {
-        "type": "SparseConv2d",
+        "type": type(conv).__name__,
         "geometry": [g.weight_shape, g.stride, g.padding, g.dilation, g.groups],
         "backend": conv.backend,
         "scale": conv.scale is not None,
         "bias": conv.bias is not None,
         "relu": conv.relu,
         "pad": conv.pad,
+        "second": conv.second and _write_affine(f"{name}.second", conv.second, tensors),
+        "input_shape": conv.input_shape,
     }
 
 
@@ -179,16 +186,28 @@ def _build(description: Mapping[str, object], tensors: Mapping[str, Tensor], dev
     rows = [Row(**row) for row in description["rows"]]
     modules = {}
     for name, entry in description["modules"].items():
-        if entry["type"] == "SparseConv2d":
+        if entry["type"] in ("SparseConv2d", "SparseLinear"):
             modules[name] = _read_conv(name, entry, tensors, paths, rows, device)
         elif entry["type"] == "PathAffine":
-            scale, bias = (_per_path(tensors, name, kind, paths, None) for kind in ("scale", "bias"))
-            modules[name] = PathAffine(scale, bias, bool(entry["relu"]))
+            modules[name] = _read_affine(name, entry, tensors, paths, None)
         else:
             modules[name] = _read_layer(name, entry, tensors)
     graph = graph_json.decode(description["graph"], modules, tensors)
     root = {**modules, **{n.target: tensors[n.target] for n in graph.nodes if n.op == "get_attr"}}
-    return SparseModel(fx.GraphModule(root, graph), paths, rows, takes_path=True)
+    sparse = SparseModel(fx.GraphModule(root, graph), paths, rows, takes_path=True)
+    sparse.interleaves = bool(description["interleaves"])
+    return sparse
+
+
+def _read_affine(
+    name: str,
+    entry: Mapping[str, object],
+    tensors: Mapping[str, Tensor],
+    paths: tuple[str, ...],
+    channels: int | None,
+) -> PathAffine:
+    scale, bias = (_per_path(tensors, name, kind, paths, channels) for kind in ("scale", "bias"))
+    return PathAffine(scale, bias, bool(entry["relu"]))
 
 
 def _read_conv(
@@ -225,7 +244,11 @@ def _read_conv(
         _per_path(tensors, name, kind, paths, channels) if entry[kind] else None for kind in ("scale", "bias")
     )
     pad = entry["pad"] and (tuple(int(n) for n in entry["pad"][0]), str(entry["pad"][1]))
-    return SparseConv2d(backend.pack(weight, masks), geometry, backend.name, scale, bias, bool(entry["relu"]), pad)
+    second = entry["second"] and _read_affine(f"{name}.second", entry["second"], tensors, paths, channels)
+    input_shape = entry["input_shape"] and tuple(int(n) for n in entry["input_shape"])
+    cls = SparseLinear if entry["type"] == "SparseLinear" else SparseConv2d
+    packed = backend.pack(weight, masks)
+    return cls(packed, geometry, backend.name, scale, bias, bool(entry["relu"]), pad, second or None, input_shape)
 
 
 def _per_path(

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from smart_kernels import paths
+from smart_kernels import interleaved, paths
 from smart_kernels.modules import SparseConv2d
-from smart_kernels.report import Row
+from smart_kernels.packing import PackedWeight
+from smart_kernels.planner import AUTO, Choice, Planner
+from smart_kernels.report import Report, Row
+from smart_kernels.timing import interleave, percentile
+from smart_kernels.timings import SHARED, Timings
+
+LAYOUT_BUDGET_S = 0.5
 
 
 class SparseModel(nn.Module):
     """A network for inference whose path is chosen per call, with nothing to repack: ``y = sparse(x, path="adv")``.
 
+    Later inputs may differ from the example it was planned for in batch and size; :meth:`replan` plans it for others.
+    ``.to()``, ``.half()`` and their like plan the layers anew for their new device and dtype. Copies, ``state_dict``
+    and ``load_state_dict`` work as ever, the latter for states of the same masks; values written into buffers by other
+    ways may not be noticed. It has no training mode.
+
+    On the CPU the activations between layers may be kept in the kernels' own layout, interleaved images, for batches
+    that fill it, where that was measured to be faster.
+
     Attributes:
         paths: names of its paths.
+        interleaves: whether it does so.
         uncaptured: why the network is not one graph but was swapped module by module; None if it is a graph.
     """
 
@@ -28,29 +44,101 @@ class SparseModel(nn.Module):
         self.net = net
         self.paths = tuple(paths)
         self.uncaptured = uncaptured
+        self.interleaves = False
         self._rows = list(rows)
         self._takes_path = takes_path
+        # The interleaved graph, made when it is first needed. In a list, so that it is no part of this module's state:
+        # it shares the layers of `net` but for a few copies.
+        self._interleaved: list[fx.GraphModule] = []
+        self.register_load_state_dict_pre_hook(_check_state)
+        self.register_load_state_dict_post_hook(_forget_interleaved)
         self.eval()
 
-    def forward(self, x: Tensor, path: str | float | Tensor = paths.PATHS[0]) -> Tensor:
+    def forward(self, x: Tensor, path: str | float | Tensor = paths.PATHS[0]) -> Any:
         """Runs a batch.
 
         Args:
             x: (N, C, H, W), as the original network takes it.
             path: a name in ``paths``, a lambda in [0, 1], or an integer tensor (N,) that picks a path for each sample.
+
+        Returns:
+            What the original returns.
         """
         if isinstance(path, Tensor):
             return paths.run_per_sample(self._run, x, path, self.paths)
         return self._run(x, paths.resolve(path, self.paths))
 
-    def _run(self, x: Tensor, path: str | float) -> Tensor:
+    def _run(self, x: Tensor, path: str | float) -> Any:
         # Layers that were left as they were read the path from here.
         with paths.running(path):
+            if (
+                self.interleaves
+                and x.dim() == 4
+                and interleaved.fills(x.shape[0])
+                and not torch.compiler.is_compiling()
+            ):
+                return self._interleaved_net()(x, path=path)
             return self.net(x, path=path) if self._takes_path else self.net(x)
 
-    def report(self) -> list[dict[str, object]]:
-        """A dict for each convolution: name, pattern, weights, density, backend, why, bytes, dense_us, sparse_us."""
-        return [row.as_dict() for row in self._rows]
+    def _interleaved_net(self) -> nn.Module:
+        if not self._interleaved:
+            self._interleaved.append(interleaved.rewrite(self.net) or self.net)
+        return self._interleaved[0]
+
+    def choose_layout(self, example: Tensor) -> None:
+        """Measures whether images kept interleaved from layer to layer are faster for such a batch, and if so does it."""
+        self.interleaves = False
+        self._interleaved.clear()
+        if self.uncaptured or not interleaved.fills(len(example)) or (graph := interleaved.rewrite(self.net)) is None:
+            return
+        calls = {net: partial(net, example, path=self.paths[-1]) for net in (self.net, graph)}
+        with torch.inference_mode():
+            seconds = interleave(calls, LAYOUT_BUDGET_S)
+        if percentile(seconds[graph], 50) < percentile(seconds[self.net], 50):
+            self._interleaved.append(graph)
+            self.interleaves = True
+
+    def report(self) -> Report:
+        """A dict for each layer: name, pattern, weights, density, backend, why, bytes, dense_us, sparse_us."""
+        return Report(row.as_dict() for row in self._rows)
+
+    def replan(
+        self,
+        example: Tensor,
+        backend: str = AUTO,
+        *,
+        strict: bool = False,
+        measure: bool = True,
+        timings: Timings = SHARED,
+    ) -> Report:
+        """Chooses each layer's backend anew, for another batch or image size, or on another machine.
+
+        Args:
+            example: a typical input.
+            backend, strict, measure, timings: as for :func:`smart_kernels.swap`.
+
+        Returns:
+            The new report.
+        """
+        planner = Planner(backend, strict, measure, timings)
+        shapes: dict[nn.Module, torch.Size] = {}
+        hooks = [
+            conv.register_forward_pre_hook(lambda m, inputs: shapes.update({m: m.kernel_shape(inputs[0].shape, m.pad)}))
+            for _, conv in self._convs()
+        ]
+        try:
+            with torch.no_grad():
+                self(example, path=self.paths[0])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for conv, shape in shapes.items():
+            conv.input_shape = tuple(shape)
+        self._plan([name for name, _ in self._convs()], planner)
+        if measure and backend == AUTO:
+            self.choose_layout(example)
+        timings.save()
+        return self.report()
 
     def train(self, mode: bool = True) -> SparseModel:
         """Stays in eval mode: the batch norms are folded, so there is nothing to train."""
@@ -58,9 +146,11 @@ class SparseModel(nn.Module):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all convolution weights, all paths together."""
-        packed = {id(m.packed): m.packed.nbytes for m in self.modules() if isinstance(m, SparseConv2d)}
-        return sum(packed.values())
+        """Bytes of the weights of all swapped layers, all paths together."""
+        own = [conv for _, conv in self._convs()]
+        graphs = self._interleaved if self.interleaves else []
+        twins = [module for graph in graphs for module in graph.modules() if isinstance(module, SparseConv2d)]
+        return sum({id(conv.packed): conv.packed.nbytes for conv in (*own, *twins)}.values())
 
     @property
     def total_bytes(self) -> int:
@@ -68,11 +158,68 @@ class SparseModel(nn.Module):
         tensors = {id(t): t for t in (*self.parameters(), *self.buffers())}
         return sum(t.numel() * t.element_size() for t in tensors.values())
 
+    def _convs(self) -> Iterator[tuple[str, SparseConv2d]]:
+        for name, module in self.net.named_modules():
+            if isinstance(module, SparseConv2d):
+                yield name, module
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """max |actual - expected| / max |expected|; NaN if either holds one, infinity if their shapes differ."""
-    if actual.shape != expected.shape:
-        return math.inf
-    difference = (actual.double() - expected.double()).abs().max()
-    scale = expected.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    return float(difference / scale)
+    def _plan(self, names: Sequence[str], planner: Planner) -> None:
+        """Plans some layers anew, and says so in their rows."""
+        self._interleaved.clear()
+        rows, done = {row.name: row for row in self._rows}, {}
+        for name, conv in self._convs():
+            if name not in names:
+                continue
+            choice = done.get(conv.packed)
+            if choice is None:
+                weight, masks = conv.packed.unpack()
+                shape = None if conv.input_shape is None else torch.Size(conv.input_shape)
+                choice = done[conv.packed] = planner.choose(weight, masks, conv.geometry, shape, name)
+                _tell(rows.get(name), choice, choice.packed.nbytes)
+            else:
+                _tell(rows.get(name), choice, 0)
+            conv.use(choice.packed, choice.backend)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseModel:
+        """What .to(), .half(), .cuda() and their like call: a layer that lands elsewhere is planned for there."""
+        before = {name: _place(conv) for name, conv in self._convs()}
+        super()._apply(fn, recurse)
+        self._interleaved.clear()
+        moved = [name for name, conv in self._convs() if _place(conv) != before[name]]
+        moved = [name for name in moved if next(self.net.get_submodule(name).packed.buffers()).device.type != "meta"]
+        if moved:
+            self._plan(moved, Planner())
+            self.interleaves = False
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_interleaved": []}
+
+
+def _place(conv: SparseConv2d) -> tuple[torch.device, torch.dtype]:
+    values = next(conv.packed.buffers())
+    return values.device, values.dtype
+
+
+def _tell(row: Row | None, choice: Choice, nbytes: int) -> None:
+    if row is not None:
+        row.backend, row.why, row.bytes = choice.backend, choice.why, nbytes
+        row.dense_us, row.sparse_us = choice.dense_us, choice.sparse_us
+
+
+def _check_state(model: SparseModel, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+    """Refuses a state whose packed weights do not fit or are corrupt before any of it is copied."""
+    for name, module in model.named_modules():
+        if isinstance(module, PackedWeight):
+            keys = {key: f"{prefix}{name}.{key}" for key, _ in module.named_buffers()}
+            try:
+                module.check_state({key: state[full] for key, full in keys.items() if full in state})
+            except ValueError as error:
+                raise ValueError(
+                    f"state of {name.removeprefix('net.').removesuffix('.packed')}: {error}; nothing was loaded"
+                ) from error
+
+
+def _forget_interleaved(model: SparseModel, incompatible_keys: object) -> None:
+    # Its few copies of weights hold the old values.
+    model._interleaved.clear()

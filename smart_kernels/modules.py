@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smart_kernels import paths
-from smart_kernels.backends import find
+from smart_kernels.backends import Affine, Run, find
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import PackedWeight
 
@@ -47,6 +47,9 @@ class SparseConv2d(nn.Module):
         scale, bias: (K,) a path, or None; batch norm folded per path ends up here, so the values stay shared.
         relu: whether the result is rectified.
         pad: for a padding that is not of zeros, arguments of torch.nn.functional.pad.
+        second: a batch norm that reads the result beside others, as in pre-activation networks: the epilogue writes
+            both, and the module returns (result, normed result).
+        input_shape: of the input it was planned for, padding of ``pad`` included; None if unknown.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class SparseConv2d(nn.Module):
         bias: Mapping[str, Tensor] | None = None,
         relu: bool = False,
         pad: tuple[Sequence[int], str] | None = None,
+        second: PathAffine | None = None,
+        input_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.packed = packed
@@ -67,28 +72,58 @@ class SparseConv2d(nn.Module):
         self.bias = None if bias is None else PerPathTensors(bias)
         self.relu = relu
         self.pad = pad
-        self._bound: dict[str | float, Callable[[Tensor, Tensor | None], Tensor]] = {}
+        self.second = second
+        self.input_shape = None if input_shape is None else tuple(input_shape)
+        self._bound: dict[str | float, Run] = {}
         self.register_load_state_dict_post_hook(_forget_bound)
 
-    def forward(self, x: Tensor, path: str | float | None = None, residual: Tensor | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, K, P, Q) on a resolved path; None means the path of the call under way."""
+    def forward(
+        self, x: Tensor, path: str | float | None = None, residual: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """(N, C, H, W) -> (N, K, P, Q) on a resolved path; None means the path of the call under way.
+
+        The CPU kernels also take interleaved images, (N/L, C, H, W, L); see :mod:`smart_kernels.interleaved`.
+        """
         if path is None:
             path = paths.current()
         if self.pad is not None:
             x = F.pad(x, *self.pad)
+        if torch.compiler.is_compiling():
+            # A graph must see the buffers themselves: what a kept call holds would become constants, stored again.
+            return self._bind(path)(x, residual)
         run = self._bound.get(path)
         if run is None:
-            run = self._bind(path)
+            if len(self._bound) >= MAX_BOUND:
+                self._bound.clear()
+            run = self._bound[path] = self._bind(path)
         return run(x, residual)
 
-    def _bind(self, path: str | float) -> Callable[[Tensor, Tensor | None], Tensor]:
+    @staticmethod
+    def kernel_shape(input_shape: torch.Size, pad: tuple[Sequence[int], str] | None) -> torch.Size:
+        """The (N, C, H, W) that reaches the kernel for an input of this shape."""
+        left, right, top, bottom = (0, 0, 0, 0) if pad is None else pad[0]
+        n, c, h, w = input_shape
+        return torch.Size((n, c, h + top + bottom, w + left + right))
+
+    def use(self, packed: PackedWeight, backend: str) -> None:
+        """Runs on another backend from now on, whose packed form of the same weight is given."""
+        self.packed, self.backend = packed, backend
+        self._bound.clear()
+
+    def _bind(self, path: str | float) -> Run:
+        backend, values = find(self.backend), next(self.packed.buffers())
+        if not (verdict := backend.supports(self.geometry, values.dtype, values.device)):
+            raise RuntimeError(
+                f"a layer planned for the {self.backend} backend was moved: {verdict.why}; "
+                "move the whole swapped network, which is then planned anew, not parts of it"
+            )
         scale = None if self.scale is None else self.scale.of(path)
         bias = None if self.bias is None else self.bias.of(path)
-        run = find(self.backend).bind(self.packed, self.geometry, path, scale, bias, self.relu)
-        if len(self._bound) >= MAX_BOUND:
-            self._bound.clear()
-        self._bound[path] = run
-        return run
+        affine = None
+        if self.second is not None:
+            # Its tensors are (K, 1, 1).
+            affine = Affine(self.second.scale.of(path).flatten(), self.second.bias.of(path).flatten(), self.second.relu)
+        return backend.bind(self.packed, self.geometry, path, scale, bias, self.relu, affine)
 
     def _apply(self, *args: Any, **kwargs: Any) -> SparseConv2d:
         # .to() and its like replace the buffers that bound calls hold.
@@ -101,6 +136,23 @@ class SparseConv2d(nn.Module):
     def extra_repr(self) -> str:
         g = self.geometry
         return f"stride={g.stride}, padding={g.padding}, groups={g.groups}, backend={self.backend!r}, relu={self.relu}"
+
+
+class SparseLinear(SparseConv2d):
+    """A fully connected layer, run as the 1x1 convolution of one-pixel images that it is.
+
+    Its packed weight is (out features, in features, 1, 1).
+    """
+
+    def forward(self, x: Tensor, path: str | float | None = None) -> Tensor:
+        """(..., in features) -> (..., out features)."""
+        features = self.geometry.weight_shape[0]
+        return super().forward(x.reshape(-1, x.shape[-1], 1, 1), path).reshape(*x.shape[:-1], features)
+
+    @staticmethod
+    def kernel_shape(input_shape: torch.Size, pad: tuple[Sequence[int], str] | None) -> torch.Size:
+        """The (N, C, 1, 1) that reaches the kernel for an input of this shape."""
+        return torch.Size((input_shape[:-1].numel(), input_shape[-1], 1, 1))
 
 
 def _forget_bound(conv: SparseConv2d, incompatible_keys: object) -> None:
@@ -118,10 +170,13 @@ class PathAffine(nn.Module):
         self.relu = relu
 
     def forward(self, x: Tensor, path: str | float | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """(N, C, H, W) -> (N, C, H, W); interleaved images, (N/L, C, H, W, L), likewise."""
         if path is None:
             path = paths.current()
-        y = torch.addcmul(self.bias.of(path), x, self.scale.of(path))
+        scale, bias = self.scale.of(path), self.bias.of(path)
+        if x.dim() == 5:
+            scale, bias = scale[..., None], bias[..., None]
+        y = torch.addcmul(bias, x, scale)
         return y.relu_() if self.relu else y
 
     def extra_repr(self) -> str:

@@ -19,10 +19,34 @@ if native.missing() is None:
 
     @torch.library.register_fake("smart_kernels::sparse_conv2d_cpu")
     def _(x, values, codes, segments, geometry, slab_channels, first, last, scale, bias, residual, relu, isa=""):
-        g = Geometry(
-            tuple(geometry[:4]), tuple(geometry[4:6]), tuple(geometry[6:10]), tuple(geometry[10:12]), geometry[12]
-        )
-        return x.new_empty(g.output_shape(x.shape))
+        return x.new_empty(_result_shape(x, geometry))
+
+    @torch.library.register_fake("smart_kernels::sparse_conv2d_affine_cpu")
+    def _(
+        x,
+        values,
+        codes,
+        segments,
+        geometry,
+        slab_channels,
+        first,
+        last,
+        scale,
+        bias,
+        residual,
+        relu,
+        affine_scale,
+        affine_bias,
+        affine_relu,
+        isa="",
+    ):
+        shape = _result_shape(x, geometry)
+        return x.new_empty(shape), x.new_empty(shape)
+
+
+def _result_shape(x: Tensor, geometry: Sequence[int]) -> tuple[int, ...]:
+    # Interleaved images have their lanes as a fifth dimension.
+    return (*Geometry.of_numbers(geometry).output_shape(x.shape[:4]), *x.shape[4:])
 
 
 def sparse_conv2d(

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 PATHS = ("clean", "adv")
 
@@ -77,7 +78,7 @@ def run_per_sample(
     """Runs every sample on the path chosen for it, as one sub-batch a path: the cost is the sum of the two parts.
 
     Args:
-        run: maps a batch (M, ...) and a path name to outputs (M, ...).
+        run: maps a batch (M, ...) and a path name to outputs (M, ...), or to any tuples or dicts of such.
         x: (N, ...).
         choice: (N,) of 0 and 1, an index into ``names``.
 
@@ -87,7 +88,8 @@ def run_per_sample(
     groups = group_samples(choice, x, names)
     if len(groups) == 1:
         return run(x, groups[0][0])
-    return merge_samples([run(x[rows], name) for name, rows in groups], groups)
+    outputs = [run(x[rows], name) for name, rows in groups]
+    return tree_map(lambda *parts: merge_samples(parts, groups) if isinstance(parts[0], Tensor) else parts[0], *outputs)
 
 
 def group_samples(choice: Tensor, x: Tensor, names: Sequence[str] = PATHS) -> list[tuple[str, Tensor]]:

@@ -12,9 +12,17 @@ from smart_kernels import backends
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import PackedWeight
 from smart_kernels.timing import interleave, percentile
+from smart_kernels.timings import SHARED, Timings, layer_key, mask_hash
 
 TIMING_BUDGET_S = 0.02  # a layer
-ALL = "auto"
+AUTO = "auto"
+DENSE = "dense"
+# A backend that should take this many times longer than another is not measured: estimates are not off by so much.
+HOPELESS = 8.0
+
+
+class DenseFallbackError(ValueError):
+    """A layer with zeros would run densely, and the caller had ruled that out with ``strict=True``."""
 
 
 @dataclass
@@ -25,7 +33,7 @@ class Choice:
         backend: the name of the backend chosen.
         packed: the weight, packed for it.
         why: one sentence.
-        dense_us, sparse_us: measured medians in microseconds, or None where there was nothing to choose from.
+        dense_us, sparse_us: medians in microseconds, measured now or before; None where there was nothing to choose.
     """
 
     backend: str
@@ -37,69 +45,145 @@ class Choice:
 
 @dataclass
 class Planner:
-    """Plans the layers of one network; layers alike in shape and density are measured once.
+    """Plans the layers of one network.
 
     Attributes:
-        backend: ``"auto"`` measures and takes the fastest; any other name is taken wherever it is supported.
+        backend: ``"auto"`` takes the fastest; any other name is taken wherever it is supported.
+        strict: layers with zeros never run densely; where no sparse backend can, it is an error.
+        measure: whether layers are timed; if not, estimates decide.
+        timings: where times are looked up and kept.
     """
 
-    backend: str = ALL
-    _measured: dict[object, dict[str, float]] = field(default_factory=dict)
+    backend: str = AUTO
+    strict: bool = False
+    measure: bool = True
+    timings: Timings = field(default_factory=lambda: SHARED)
 
     def __post_init__(self) -> None:
-        if self.backend != ALL:
+        if self.backend != AUTO:
             backends.find(self.backend)
+        if self.strict and self.backend == DENSE:
+            raise ValueError("backend='dense' runs every layer densely, which strict=True rules out: drop one of them")
 
     def choose(
-        self, weight: Tensor, masks: Mapping[str, Tensor], geometry: Geometry, input_shape: torch.Size | None
+        self,
+        weight: Tensor,
+        masks: Mapping[str, Tensor],
+        geometry: Geometry,
+        input_shape: torch.Size | None,
+        name: str = "this layer",
     ) -> Choice:
         """Plans one convolution.
 
         Args:
-            weight: (K, C/groups, R, S), on the device and in the dtype it will run in.
-            masks: one or two paths' masks of it.
-            input_shape: (N, C, H, W) of an example, or None where it is unknown and nothing can be measured.
+            weight: (K, C/groups, R, S), on the device it shall run on.
+            masks: path -> bool mask like the weight.
+            input_shape: (N, C, H, W) of its typical input; None if unknown: then nothing can be timed or estimated.
+            name: for error messages.
+
+        Raises:
+            DenseFallbackError: strict, and no sparse backend runs the layer.
+            ValueError: the weight cannot be packed, as it holds NaN or infinity.
         """
-        asked = backends.BACKENDS if self.backend == ALL else (self.backend, "dense")
-        verdicts = {name: backends.find(name).supports(geometry, weight.dtype, weight.device) for name in asked}
-        packed = {name: backends.find(name).pack(weight, masks) for name, verdict in verdicts.items() if verdict}
+        full = all(bool(mask.all()) for mask in masks.values())
+        verdicts = {
+            candidate: backend.supports(geometry, weight.dtype, weight.device)
+            for candidate, backend in backends.BACKENDS.items()
+        }
+        able = [candidate for candidate, verdict in verdicts.items() if verdict]
+        if self.strict and not full and able == [DENSE]:
+            raise DenseFallbackError(f"{name}: {_refusals(verdicts)}")
+        if self.backend != AUTO and self.backend in able:
+            return Choice(self.backend, _pack(self.backend, weight, masks, name), "asked for")
+        if full:
+            return Choice(DENSE, _pack(DENSE, weight, masks, name), "no path has zeros to skip")
+        if able == [DENSE]:
+            return Choice(DENSE, _pack(DENSE, weight, masks, name), _refusals(verdicts))
+        return self._fastest(able, weight, masks, geometry, input_shape, name)
 
-        if self.backend in packed:
-            return Choice(self.backend, packed[self.backend], "asked for")
-        if list(packed) == ["dense"]:
-            return Choice("dense", packed["dense"], "; ".join(v.why for v in verdicts.values() if not v))
-        if all(bool(mask.all()) for mask in masks.values()):
-            return Choice("dense", packed["dense"], "no path has zeros to skip")
-        if input_shape is None:
-            first = next(iter(packed))
-            return Choice(first, packed[first], "not measured: the input's shape is unknown here")
-
-        times = self._measure(packed, geometry, input_shape)
-        fastest = min(times, key=times.__getitem__)
-        sparse_us = min(us for name, us in times.items() if name != "dense")
-        if fastest == "dense":
-            why = f"dense is faster here, {times['dense']:.0f} us against {sparse_us:.0f} us"
+    def _fastest(
+        self,
+        able: list[str],
+        weight: Tensor,
+        masks: Mapping[str, Tensor],
+        geometry: Geometry,
+        input_shape: torch.Size | None,
+        name: str,
+    ) -> Choice:
+        allowed = [candidate for candidate in able if not (self.strict and candidate == DENSE)]
+        if input_shape is None or not all(input_shape):
+            why = "not measured: the input's shape is unknown here"
+            return Choice(allowed[0], _pack(allowed[0], weight, masks, name), why)
+        path = max(masks, key=lambda each: int(masks[each].sum()))
+        estimates = self._estimate(able, geometry, input_shape, float(masks[path].float().mean()), weight.device)
+        if self.measure:
+            hopeful = [each for each in able if estimates[each] <= HOPELESS * min(estimates.values())]
+            packed = {each: _pack(each, weight, masks, name) for each in {*hopeful, *allowed[:1]}}
+            times = self._measure(packed, path, masks, geometry, input_shape)
         else:
-            why = f"{times['dense'] / sparse_us:.2f}x faster than dense"
-        return Choice(fastest, packed[fastest], why, times["dense"], sparse_us)
+            times, packed = estimates, {}
+        chosen = min((each for each in times if each in allowed), key=times.__getitem__)
+        dense_us, sparse_us = times.get(DENSE), min((us for each, us in times.items() if each != DENSE), default=None)
+        why = _comparison(chosen, dense_us, sparse_us)
+        if not self.measure:
+            why, dense_us, sparse_us = f"{why} (estimated, not measured)", None, None
+        return Choice(chosen, packed.get(chosen) or _pack(chosen, weight, masks, name), why, dense_us, sparse_us)
+
+    def _estimate(
+        self, able: list[str], geometry: Geometry, input_shape: torch.Size, density: float, device: torch.device
+    ) -> dict[str, float]:
+        """Microseconds by the backends' cost models; in the order of preference where one of them has none."""
+        estimates = {each: backends.find(each).estimate_us(geometry, input_shape, density, device) for each in able}
+        if None in estimates.values():
+            return {each: 1.0 + i / len(able) for i, each in enumerate(able)}
+        return estimates
 
     def _measure(
-        self, packed: Mapping[str, PackedWeight], geometry: Geometry, input_shape: torch.Size
+        self,
+        packed: Mapping[str, PackedWeight],
+        path: str,
+        masks: Mapping[str, Tensor],
+        geometry: Geometry,
+        input_shape: torch.Size,
     ) -> dict[str, float]:
-        """Median microseconds of each backend on the path with the most non-zeros."""
-        dense = packed["dense"]
-        path = max(dense.paths, key=dense.nonzeros)
-        key = (geometry, tuple(input_shape), round(dense.density(path), 2), tuple(packed))
-        if key not in self._measured:
-            values = next(dense.buffers())
-            x = torch.randn(input_shape, device=values.device, dtype=torch.float32).to(values.dtype)
-            scale = values.new_ones(geometry.weight_shape[0])
+        """Median microseconds of each backend on one path, the one with the most non-zeros."""
+        values = next(next(iter(packed.values())).buffers())
+        digest = mask_hash(masks)
+        keys = {each: layer_key(each, geometry, input_shape, values.dtype, values.device, digest) for each in packed}
+        known = {each: self.timings.get(key) for each, key in keys.items()}
+        if None not in known.values():
+            return known
 
-            def call(name: str) -> Callable[[], Tensor]:
-                run = backends.find(name).bind(packed[name], geometry, path, scale, scale, True)
-                return lambda: run(x, None)
+        x = torch.randn(input_shape, device=values.device, dtype=torch.float32).to(values.dtype)
+        scale = values.new_ones(geometry.weight_shape[0])
 
-            with torch.inference_mode():
-                seconds = interleave({name: call(name) for name in packed}, TIMING_BUDGET_S)
-            self._measured[key] = {name: percentile(samples, 50) * 1e6 for name, samples in seconds.items()}
-        return self._measured[key]
+        def call(each: str) -> Callable[[], object]:
+            run = backends.find(each).bind(packed[each], geometry, path, scale, scale, True)
+            return lambda: run(x, None)
+
+        # All of them again if one is missing: only times taken in turns can be compared.
+        with torch.inference_mode():
+            seconds = interleave({each: call(each) for each in packed}, TIMING_BUDGET_S)
+        times = {each: percentile(samples, 50) * 1e6 for each, samples in seconds.items()}
+        for each, us in times.items():
+            self.timings.put(keys[each], us)
+        return times
+
+
+def _comparison(chosen: str, dense_us: float | None, sparse_us: float | None) -> str:
+    if dense_us is None or sparse_us is None:
+        return f"the only one near the fastest by estimate, {dense_us or sparse_us:.0f} us"
+    if chosen == DENSE:
+        return f"dense is faster here, {dense_us:.0f} us against {sparse_us:.0f} us"
+    return f"{dense_us / sparse_us:.2f}x faster than dense"
+
+
+def _refusals(verdicts: Mapping[str, backends.Verdict]) -> str:
+    return "; ".join(verdict.why for verdict in verdicts.values() if not verdict)
+
+
+def _pack(backend: str, weight: Tensor, masks: Mapping[str, Tensor], name: str) -> PackedWeight:
+    try:
+        return backends.find(backend).pack(weight, masks)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be packed: {error}") from error

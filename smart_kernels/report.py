@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass
 
 @dataclass
 class Row:
-    """One convolution of a swapped network.
+    """One convolution or fully connected layer of a swapped network.
 
     Attributes:
-        weights: how many the convolution has, kept or not.
+        name: of the layer in the original; a layer used several times has a row for each use, numbered.
+        weights: how many the layer has, kept or not.
         density: the share of them that each path keeps.
-        bytes: memory of the packed weight, all paths together.
-        dense_us, sparse_us: medians measured at swap time, on the example's shape; None where not measured.
+        backend: what runs it; ``"original"`` for a layer that was left as it was.
+        bytes: memory of the packed weight, all paths together; 0 where an earlier row's weight is used again.
+        dense_us, sparse_us: medians measured on the example's shape; None where not measured.
     """
 
     name: str
@@ -29,6 +31,13 @@ class Row:
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
+
+
+class Report(list[dict[str, object]]):
+    """Rows as dicts; printed, they are a table."""
+
+    def __str__(self) -> str:
+        return format_table(self)
 
 
 def format_table(rows: Sequence[dict[str, object]]) -> str:

@@ -22,6 +22,20 @@ struct Free {
   void operator()(float* memory) const { operator delete[](memory, std::align_val_t{kCacheLine}); }
 };
 
+// This thread's scratch memory, at least `count` floats, kept from call to call: new to the process each time, large
+// blocks would cost more in page faults than what is done in them. It holds what the last call left.
+float* scratch(int64_t count) {
+  static thread_local std::unique_ptr<float[], Free> memory;
+  static thread_local int64_t held = 0;
+  if (held < count) {
+    held = 0;
+    memory.reset();
+    memory.reset(new (std::align_val_t{kCacheLine}) float[count]);
+    held = count;
+  }
+  return memory.get();
+}
+
 // Calls body(first, last) over [0, count) on torch's threads; `cost` is the vector FMAs of the whole range.
 template <class Body>
 void parallel(int64_t count, int64_t cost, const Body& body) {
@@ -50,11 +64,9 @@ void run_blocks(const Kernels& kernels, Block block, int64_t path_nonzeros, int6
   const Layout& l = block.layout;
   const int64_t image_in = p.in_channels * p.height * p.width;
   const int64_t image_out = p.out_channels * p.out_height * p.out_width;
-  // Left uninitialised but for the slack, which is read (by lanes whose results are dropped) and never written.
-  const std::unique_ptr<float[], Free> workspace(new (std::align_val_t{kCacheLine}) float[l.workspace]);
-  for (int64_t i = p.in_channels * l.channel; i < l.workspace; ++i) workspace[i] = 0.0f;
-
-  block.workspace = workspace.get();
+  block.workspace = scratch(l.workspace);
+  // The slack is read, by lanes whose results are dropped, and never written.
+  for (int64_t i = p.in_channels * l.channel; i < l.workspace; ++i) block.workspace[i] = 0.0f;
   block.out_chunk = choose_out_chunk(block, threads);
   const Block whole = block;
   const int64_t load_cost = l.workspace / kernels.width * 4;
@@ -63,7 +75,7 @@ void run_blocks(const Kernels& kernels, Block block, int64_t path_nonzeros, int6
     block.images = min(l.lanes, count - image);
     block.x = whole.x + image * image_in;
     block.y = whole.y + image * image_out;
-    if (whole.epilogue.residual) block.epilogue.residual = whole.epilogue.residual + image * image_out;
+    block.epilogue = advanced(whole.epilogue, image * image_out);
     parallel(p.in_channels, load_cost, [&](int64_t a, int64_t b) { kernels.load_channels(block, a, b); });
     parallel(work_items(block), path_nonzeros * cost(l), [&](int64_t a, int64_t b) { kernels.run_items(block, a, b); });
   }
@@ -97,6 +109,8 @@ void convolve(const Kernels& kernels, const Problem& problem, const Weight& weig
   block.problem = problem, block.weight = weight, block.epilogue = epilogue;
   block.layout = by_image, block.x = x, block.y = y;
 
+  if (problem.interleaved) return run_images(kernels, block, problem.batch, path_nonzeros);
+
   // Whole blocks of images take the cheaper layout, and so does the rest of the batch. Of equals the pixel layout: it
   // touches one image at a time, which stays in the L2 cache.
   const int64_t pixel_cost = cost(by_pixel);
@@ -113,7 +127,7 @@ void convolve(const Kernels& kernels, const Problem& problem, const Weight& weig
     block.layout = by_pixel;
     block.x = x + interleaved * problem.in_channels * problem.height * problem.width;
     block.y = y + interleaved * out_plane;
-    if (epilogue.residual) block.epilogue.residual = epilogue.residual + interleaved * out_plane;
+    block.epilogue = advanced(epilogue, interleaved * out_plane);
     run_images(kernels, block, problem.batch - interleaved, path_nonzeros);
   }
 }

@@ -64,6 +64,23 @@ static inline void store_run(float* y, const float* residual, bool rectify, cons
   }
 }
 
+// second[j] = relu(y[j] * scale + bias), likewise.
+template <int kLanes = kWidth>
+static inline void store_affine(float* second, const float* y, float scale, float bias, bool rectify, int64_t count) {
+  typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) {
+    const Lanes value = *reinterpret_cast<const Lanes*>(y + j) * scale + bias;
+    *reinterpret_cast<Lanes*>(second + j) = rectify ? (value < 0.0f ? Lanes{} : value) : value;
+  }
+  if constexpr (kLanes > 2) {
+    if (j < count) store_affine<kLanes / 2>(second + j, y + j, scale, bias, rectify, count - j);
+  } else if (j < count) {
+    const float value = y[j] * scale + bias;
+    second[j] = rectify && value < 0.0f ? 0.0f : value;
+  }
+}
+
 // Writes one tile of output channel k: `sums` are its vectors, (grid_row, grid_col) its place in the vector grid.
 template <int kRows, int kCols>
 static inline void finish(const Block& b, Vector (&sums)[kRows][kCols], int64_t k, int64_t grid_row, int64_t grid_col) {
@@ -78,12 +95,23 @@ static inline void finish(const Block& b, Vector (&sums)[kRows][kCols], int64_t 
   const int64_t channel = k * p.out_height * p.out_width;
   const auto emit = [&](int64_t at, const float* from, int64_t count) {
     store_run(b.y + at, e.residual ? e.residual + at : nullptr, e.relu, from, count);
+    const Affine& a = e.affine;
+    if (a.y) store_affine(a.y + at, b.y + at, a.scale[k], a.bias[k], a.relu, count);
   };
   if (l.lanes == 1) {
     alignas(64) float buffer[kCols * kWidth];
     for (int j = 0; j < kCols; ++j) store(buffer + j * kWidth, sums[0][j]);
     const int64_t pixel = grid_col * kWidth;
     emit(channel + pixel, buffer, min(kCols * kWidth, p.out_height * p.out_width - pixel));
+    return;
+  }
+  const int64_t count = min(kCols, p.out_width - grid_col);
+  const int64_t rows = min(kRows, p.out_height - grid_row);
+  if (p.interleaved) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t pixel = (grid_row + i) * p.out_width + grid_col;
+      emit((channel + pixel) * kWidth, reinterpret_cast<const float*>(sums[i]), count * kWidth);
+    }
     return;
   }
   // kRows x kCols pixels of kWidth images: transposed, each image gets kRows runs of neighbouring pixels.
@@ -95,8 +123,6 @@ static inline void finish(const Block& b, Vector (&sums)[kRows][kCols], int64_t 
     transpose(square);
     for (int image = 0; image < kWidth; ++image) store(runs[image] + done, square[image]);
   }
-  const int64_t count = min(kCols, p.out_width - grid_col);
-  const int64_t rows = min(kRows, p.out_height - grid_row);
   for (int64_t image = 0; image < b.images; ++image) {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t pixel = (grid_row + i) * p.out_width + grid_col;

@@ -6,8 +6,11 @@
 
 namespace smart::cpu {
 
-// One convolution: x (batch, in_channels, height, width) -> y (batch, out_channels, out_height, out_width), both NCHW.
+// One convolution: x (batch, in_channels, height, width) -> y (batch, out_channels, out_height, out_width), both NCHW;
+// or, if interleaved, (batch / lanes, channels, rows, columns, lanes) with the vector width as lanes: the image layout
+// below, kept from one convolution to the next.
 struct Problem {
+  bool interleaved;
   int64_t batch, in_channels, height, width;
   int64_t out_channels, out_height, out_width;
   int64_t kernel_h, kernel_w;
@@ -29,13 +32,30 @@ struct Weight {
   int64_t first_segment, last_segment;  // the path: segments [first, last) of each row
 };
 
+// A second result, made of y while it is in registers and caches: relu(y * scale + bias). Pre-activation networks read
+// both a sum and its normalised, rectified copy.
+struct Affine {
+  const float* scale;  // (K,)
+  const float* bias;   // (K,)
+  bool relu;
+  float* y;  // as the first y; null: there is no second result
+};
+
 // y = relu(conv * scale + bias + residual); a null pointer leaves its term out.
 struct Epilogue {
   const float* scale;     // (K,)
   const float* bias;      // (K,)
   const float* residual;  // as y
   bool relu;
+  Affine affine;
 };
+
+// The epilogue of images that lie `numbers` of y further on.
+static inline Epilogue advanced(Epilogue e, int64_t numbers) {
+  if (e.residual) e.residual += numbers;
+  if (e.affine.y) e.affine.y += numbers;
+  return e;
+}
 
 // How a block of images lies in the workspace while it is convolved. In both layouts a tap of an input channel is one
 // constant offset for all outputs, and every vector a kernel reads is aligned: a vector that straddles two cache lines

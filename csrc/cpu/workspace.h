@@ -137,13 +137,35 @@ static void load_images(const Block& b, float* to, const float* image) {
   }
 }
 
+// Image layout, of images that are interleaved already: only the padding and the stride's phases remain to be made.
+static void load_interleaved(const Block& b, float* to, const float* images) {
+  const Problem& p = b.problem;
+  const Layout& l = b.layout;
+  for (int64_t phase_h = 0; phase_h < l.phases_h; ++phase_h) {
+    for (int64_t phase_w = 0; phase_w < l.phases_w; ++phase_w) {
+      for (int64_t i = 0; i < l.rows; ++i, to += l.pitch * kWidth) {
+        const int64_t h = i * p.stride_h + phase_h - p.pad_top;
+        if (h < 0 || h >= p.height) {
+          fill_zero(to, l.pitch * kWidth);
+          continue;
+        }
+        const float* row = images + h * p.width * kWidth;
+        for (int64_t j = 0, w = phase_w - p.pad_left; j < l.pitch; ++j, w += p.stride_w)
+          store(to + j * kWidth, w < 0 || w >= p.width ? Vector{} : load(row + w * kWidth));
+      }
+    }
+  }
+}
+
 // Copies input channels [first, last) of the block into the workspace.
 static void load_channels(const Block& b, int64_t first, int64_t last) {
   const Problem& p = b.problem;
   const Layout& l = b.layout;
   const int64_t pixels = p.height * p.width;
   if (l.lanes > 1) {
-    for (int64_t c = first; c < last; ++c) load_images(b, b.workspace + c * l.channel, b.x + c * pixels);
+    const auto load_channel = p.interleaved ? load_interleaved : load_images;
+    const int64_t stride = p.interleaved ? pixels * kWidth : pixels;
+    for (int64_t c = first; c < last; ++c) load_channel(b, b.workspace + c * l.channel, b.x + c * stride);
     return;
   }
   Padded padded = {};

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from smart_kernels.backends.base import Backend, Verdict
+from smart_kernels.backends.base import Affine, Backend, Run, Verdict
 from smart_kernels.backends.cpu import CpuBackend
 from smart_kernels.backends.dense import DenseBackend
 
 # In the order of preference where nothing was measured; dense, which runs everything, is last.
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CpuBackend(), DenseBackend())}
 
-__all__ = ["BACKENDS", "Backend", "Verdict", "find"]
+__all__ = ["BACKENDS", "Affine", "Backend", "Run", "Verdict", "find"]
 
 
 def find(name: str) -> Backend:

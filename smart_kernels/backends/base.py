@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -21,6 +21,27 @@ class Verdict(NamedTuple):
 
     def __bool__(self) -> bool:
         return self.ok
+
+
+class Affine(NamedTuple):
+    """A second result of a convolution's epilogue: relu(y * scale + bias).
+
+    Attributes:
+        scale, bias: (K,).
+        relu: whether it is rectified.
+    """
+
+    scale: Tensor
+    bias: Tensor
+    relu: bool
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """(N, K, P, Q) -> (N, K, P, Q)."""
+        second = torch.addcmul(self.bias[:, None, None], y, self.scale[:, None, None])
+        return second.relu_() if self.relu else second
+
+
+Run = Callable[[Tensor, Tensor | None], Tensor | tuple[Tensor, Tensor]]
 
 
 class Backend(ABC):
@@ -55,11 +76,18 @@ class Backend(ABC):
         scale: Tensor | None,
         bias: Tensor | None,
         relu: bool,
-    ) -> Callable[[Tensor, Tensor | None], Tensor]:
+        affine: Affine | None = None,
+    ) -> Run:
         """Settles all of :meth:`run` but the input and the residual: what a module calls again and again.
 
-        The call it returns holds on to the packed tensors of now.
+        The call it returns holds on to the packed tensors of now. With ``affine`` it returns both results.
         """
+
+    def estimate_us(
+        self, geometry: Geometry, input_shape: Sequence[int], density: float, device: torch.device
+    ) -> float | None:
+        """About how long a call takes, in microseconds, to rank backends by; None where there is no model of it."""
+        return None
 
     def run(
         self,

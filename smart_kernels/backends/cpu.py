@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from smart_kernels import native
-from smart_kernels.backends.base import Backend, Verdict
+from smart_kernels.backends.base import Affine, Backend, Run, Verdict
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.unstructured import MAX_TAPS, UnstructuredWeight
+
+# One thread's multiplications and additions on non-zeros a microsecond, about, by instruction set: they rank, no more.
+FLOPS_PER_US = {"avx512": 50e3, "avx2": 25e3, "plain": 6e3}
+COPIED_FLOATS_PER_US = 1e3
+CALL_US = 8.0
 
 
 class _NoGradient(torch.autograd.Function):
@@ -51,6 +57,18 @@ class CpuBackend(Backend):
             return Verdict(False, f"a kernel of {taps} taps has more than the {MAX_TAPS} that a code can name")
         return Verdict(True)
 
+    def estimate_us(
+        self, geometry: Geometry, input_shape: Sequence[int], density: float, device: torch.device
+    ) -> float | None:
+        if not (isas := native.cpu_isas()):
+            return None
+        outputs = math.prod(geometry.output_shape(input_shape)) / geometry.weight_shape[0]
+        flops = 2 * density * math.prod(geometry.weight_shape) * outputs
+        # The input is copied once a tap column.
+        copied = math.prod(input_shape) * geometry.weight_shape[3]
+        us = flops / FLOPS_PER_US[isas[0]] + copied / COPIED_FLOATS_PER_US
+        return CALL_US + us / torch.get_num_threads()
+
     def bind(
         self,
         packed: UnstructuredWeight,
@@ -59,19 +77,24 @@ class CpuBackend(Backend):
         scale: Tensor | None,
         bias: Tensor | None,
         relu: bool,
+        affine: Affine | None = None,
         isa: str = "",
-    ) -> Callable[[Tensor, Tensor | None], Tensor]:
+    ) -> Run:
         """As the base class says; ``isa`` picks an instruction set by name, for tests."""
         # A small layer takes some ten microseconds: looking attributes up at each call would be a fair part of it.
-        op = torch.ops.smart_kernels.sparse_conv2d_cpu.default
+        ops = torch.ops.smart_kernels
+        op = (ops.sparse_conv2d_cpu if affine is None else ops.sparse_conv2d_affine_cpu).default
+        last_arguments = (relu, isa) if affine is None else (relu, *affine, isa)
         values, codes, segments = packed.path_values(path), packed.codes, packed.segments
         numbers, slab_channels, (first, last) = geometry.numbers, packed.slab_channels, packed.segment_range(path)
 
-        def run(x: Tensor, residual: Tensor | None) -> Tensor:
+        def run(x: Tensor, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
             if x.requires_grad and torch.is_grad_enabled():
                 with torch.no_grad():
                     y = run(x, residual)
-                return _NoGradient.apply(x, y)
-            return op(x, values, codes, segments, numbers, slab_channels, first, last, scale, bias, residual, relu, isa)
+                return _NoGradient.apply(x, y) if affine is None else tuple(_NoGradient.apply(x, each) for each in y)
+            return op(
+                x, values, codes, segments, numbers, slab_channels, first, last, scale, bias, residual, *last_arguments
+            )
 
         return run

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smart_kernels.backends.base import Backend, Verdict
+from smart_kernels import native
+from smart_kernels.backends.base import Affine, Backend, Run, Verdict
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import PackedWeight
+
+# One thread's float32 multiplications and additions a microsecond, about, by instruction set: they rank, no more.
+FLOPS_PER_US = {"avx512": 100e3, "avx2": 60e3, "plain": 20e3}
+CALL_US = 10.0
+# A weight of at most so many numbers takes its scale in when a path is bound: one copy more, one pass over the output
+# less. For larger ones, of deep layers with small maps, the copy would cost more.
+FOLDED = 2**16
 
 
 class DenseBackend(Backend):
@@ -23,6 +32,15 @@ class DenseBackend(Backend):
     def supports(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Verdict:
         return Verdict(True)
 
+    def estimate_us(
+        self, geometry: Geometry, input_shape: Sequence[int], density: float, device: torch.device
+    ) -> float | None:
+        if device.type != "cpu" or not (isas := native.cpu_isas()):
+            return None
+        outputs = math.prod(geometry.output_shape(input_shape)) / geometry.weight_shape[0]
+        flops = 2 * math.prod(geometry.weight_shape) * outputs
+        return CALL_US + flops / (FLOPS_PER_US[isas[0]] * torch.get_num_threads())
+
     def bind(
         self,
         packed: PackedWeight,
@@ -31,16 +49,19 @@ class DenseBackend(Backend):
         scale: Tensor | None,
         bias: Tensor | None,
         relu: bool,
-    ) -> Callable[[Tensor, Tensor | None], Tensor]:
+        affine: Affine | None = None,
+    ) -> Run:
         weight, (top, bottom, left, right) = packed.dense(path), geometry.padding
         even = (top, left) == (bottom, right)
         padding = (top, left) if even else (0, 0)
+        if scale is not None and weight.numel() <= FOLDED:
+            weight, scale = weight * scale[:, None, None, None], None
         conv_bias = bias if scale is None else None
         if scale is not None:
             scale = scale[:, None, None]
             shift = torch.zeros_like(scale) if bias is None else bias[:, None, None]
 
-        def run(x: Tensor, residual: Tensor | None) -> Tensor:
+        def run(x: Tensor, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
             if not even:
                 x = F.pad(x, (left, right, top, bottom))
             y = F.conv2d(x, weight, conv_bias, geometry.stride, padding, geometry.dilation, geometry.groups)
@@ -48,6 +69,7 @@ class DenseBackend(Backend):
                 y = torch.addcmul(shift, y, scale)
             if residual is not None:
                 y = y.add_(residual)
-            return y.relu_() if relu else y
+            y = y.relu_() if relu else y
+            return y if affine is None else (y, affine(y))
 
         return run

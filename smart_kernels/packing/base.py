@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
@@ -43,6 +44,26 @@ class PackedWeight(nn.Module, ABC):
     @abstractmethod
     def validate(self) -> None:
         """Raises ValueError unless every index lies in range, so that no kernel can read out of bounds."""
+
+    def unpack(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """A weight (K, C/groups, R, S) and the masks from which the same packed weight is made."""
+        masks = {path: self.mask(path) for path in self.paths}
+        weight = self.dense(self.paths[0])
+        if len(masks) > 1:
+            weight = torch.where(masks[self.paths[0]], weight, self.dense(self.paths[-1]))
+        return weight, masks
+
+    def check_state(self, state: Mapping[str, Tensor]) -> None:
+        """Raises ValueError unless these buffers, by name, could take the place of its own."""
+        for name, tensor in state.items():
+            if tensor.shape != self._buffers[name].shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)}, not {tuple(self._buffers[name].shape)}: it is of other "
+                    "masks; swap the network that has them, or use smart_kernels.save and load"
+                )
+        trial = copy.copy(self)
+        trial._buffers = {**self._buffers, **state}
+        trial.validate()
 
     def disable(self) -> None:
         """Makes the weight refuse to run, after corrupt data was loaded into it."""

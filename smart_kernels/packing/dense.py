@@ -21,8 +21,10 @@ class DenseWeight(PackedWeight):
         first, *rest = masks.values()
         self.shared = all(torch.equal(first, mask) for mask in rest)
         for name, mask in zip(self.paths[:1] if self.shared else self.paths, masks.values(), strict=False):
-            self.register_buffer(f"weight_{name}", torch.where(mask, weight.detach(), weight.new_zeros(())))
-            self.register_buffer(f"mask_{name}", mask.clone())
+            masked = torch.where(mask, weight.detach(), weight.new_zeros(()))
+            self.register_buffer(f"weight_{name}", masked)
+            # Weights tell their mask, unless it keeps some that are zero.
+            self.register_buffer(f"mask_{name}", None if torch.equal(masked != 0, mask) else mask.clone())
 
     def _own(self, path: str) -> str:
         if path not in self.paths:
@@ -37,14 +39,10 @@ class DenseWeight(PackedWeight):
         return torch.where(first == second, first, first * (1 - path) + second * path)
 
     def mask(self, path: str) -> Tensor:
-        return getattr(self, f"mask_{self._own(path)}")
+        mask = getattr(self, f"mask_{self._own(path)}")
+        return self.dense(path) != 0 if mask is None else mask
 
     def validate(self) -> None:
         for name, buffer in self.named_buffers():
             if tuple(buffer.shape) != tuple(self.shape):
                 raise ValueError(f"{name} has shape {tuple(buffer.shape)}: {tuple(self.shape)} is needed")
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the weights; the masks, kept to tell apart a kept zero from a dropped weight, never run."""
-        return sum(b.numel() * b.element_size() for name, b in self.named_buffers() if name.startswith("weight_"))

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from smart_kernels import native, pack, reference, sparse_conv2d
-from smart_kernels.backends import BACKENDS
+from smart_kernels.backends import BACKENDS, Affine
 from smart_kernels.geometry import Geometry
 
 TOLERANCE = 2e-6  # of the largest output: some thousand products summed in float32
@@ -14,10 +14,10 @@ ISAS = native.cpu_isas()
 needs_library = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 
 
-def run(runner, x, packed, geometry, path, scale=None, bias=None, residual=None, relu=False):
+def run(runner, x, packed, geometry, path, scale=None, bias=None, residual=None, relu=False, affine=None):
     if runner == "dense":
-        return BACKENDS["dense"].run(x, packed, geometry, path, scale, bias, residual, relu)
-    return BACKENDS["cpu"].bind(packed, geometry, path, scale, bias, relu, isa=runner)(x, residual)
+        return BACKENDS["dense"].bind(packed, geometry, path, scale, bias, relu, affine)(x, residual)
+    return BACKENDS["cpu"].bind(packed, geometry, path, scale, bias, relu, affine, isa=runner)(x, residual)
 
 
 def relative_error(actual, expected):
@@ -43,7 +43,7 @@ def problems(draw):
     assume(width + left + right >= dilation[1] * (kernel[1] - 1) + 1)
     shape = (draw(st.integers(1, 33)), in_channels, height, width)
     densities = draw(st.tuples(*[st.sampled_from([0.0, 0.02, 0.2, 0.5, 1.0])] * 2))
-    return geometry, shape, densities, draw(st.sampled_from(["clean", "adv", 0.3])), draw(st.integers(0, 15))
+    return geometry, shape, densities, draw(st.sampled_from(["clean", "adv", 0.3])), draw(st.integers(0, 63))
 
 
 @pytest.mark.parametrize("runner", ["dense", *ISAS])
@@ -61,9 +61,16 @@ def test_any_geometry_matches_the_reference(runner, problem):
     bias = torch.randn(channels) if epilogue & 2 else None
     residual = torch.randn(geometry.output_shape(shape)) if epilogue & 4 else None
     relu = bool(epilogue & 8)
+    affine = Affine(torch.randn(channels), torch.randn(channels), bool(epilogue & 32)) if epilogue & 16 else None
 
-    y = run(runner, x, packed, geometry, path, scale, bias, residual, relu)
+    y = run(runner, x, packed, geometry, path, scale, bias, residual, relu, affine)
 
+    if affine is not None:
+        y, second = y
+        expected = y.double() * affine.scale.double()[:, None, None] + affine.bias.double()[:, None, None]
+        expected = expected.relu() if affine.relu else expected
+        assert second.shape == y.shape
+        assert relative_error(second, expected) < TOLERANCE
     expected = reference.sparse_conv2d(x.double(), packed.dense(path), geometry, scale, bias, residual, relu)
     assert y.shape == expected.shape
     assert relative_error(y, expected) < TOLERANCE
@@ -77,9 +84,11 @@ def test_every_layout_of_batch_and_map_writes_every_output(poisoned, runner, bat
     masks = {"clean": torch.rand_like(weight) < 0.2, "adv": torch.rand_like(weight) < 0.2}
     packed = pack(weight, masks, "dense" if runner == "dense" else "unstructured")
     geometry, x = Geometry.of(weight.shape, padding=1), torch.randn(batch, 18, size, size)
-    y = run(runner, x, packed, geometry, "adv")
+    affine = Affine(torch.full((9,), 2.0), torch.ones(9), True)
+    y, second = run(runner, x, packed, geometry, "adv", affine=affine)
     expected = reference.sparse_conv2d(x.double(), packed.dense("adv"), geometry)
     assert relative_error(y, expected) < TOLERANCE
+    assert relative_error(second, (2 * expected + 1).relu()) < TOLERANCE
 
 
 def view_of(kind, x):

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from smart_kernels import native, pack, sparse_conv2d
+from smart_kernels.backends import BACKENDS, Affine
 from smart_kernels.geometry import Geometry
 
 needs_library = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
@@ -114,6 +115,24 @@ def operands(weight, masks, batch=3):
 @needs_library
 def test_the_custom_operator_keeps_torchs_rules(weight, masks):
     torch.library.opcheck(torch.ops.smart_kernels.sparse_conv2d_cpu.default, tuple(operands(weight, masks)))
+
+
+@needs_library
+def test_the_operator_with_a_second_result_keeps_torchs_rules(weight, masks):
+    arguments = (*operands(weight, masks), torch.randn(8), torch.randn(8), True)
+    torch.library.opcheck(torch.ops.smart_kernels.sparse_conv2d_affine_cpu.default, arguments)
+    with pytest.raises(RuntimeError, match="affine_scale has shape"):
+        torch.ops.smart_kernels.sparse_conv2d_affine_cpu(*arguments[:-3], torch.randn(7), torch.randn(8), True)
+
+
+@needs_library
+def test_a_second_result_takes_no_gradient_either(weight, masks):
+    x, packed = torch.randn(2, 6, 5, 5, requires_grad=True), pack(weight, masks, "unstructured")
+    affine = Affine(torch.ones(8), torch.ones(8), True)
+    run = BACKENDS["cpu"].bind(packed, Geometry.of(weight.shape), "clean", None, None, False, affine)
+    for result in run(x, None):
+        with pytest.raises(RuntimeError, match="compute no gradients"):
+            result.sum().backward()
 
 
 @needs_library
