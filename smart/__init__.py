@@ -1,6 +1,7 @@
 """Trains networks with a clean and an adversarial expert path in one sparse weight (SMART, arXiv 2302.03523)."""
 
 from smart.attacks import fgsm, pgd
+from smart.black_box import square
 from smart.checkpoint import CheckpointError, load_checkpoint, load_into, save_checkpoint, save_dense
 from smart.data import ImageData, load_data
 from smart.evaluate import Evaluation, evaluate
@@ -11,6 +12,7 @@ from smart.objectives import smart_loss
 from smart.recipes import demo_config
 from smart.rewire import Rewirer
 from smart.train import TrainConfig, TrainResult, train
+from smart.verify import verify_robustness
 from smart.version import __version__
 
 __all__ = [
@@ -39,5 +41,7 @@ __all__ = [
     "save_checkpoint",
     "save_dense",
     "smart_loss",
+    "square",
     "train",
+    "verify_robustness",
 ]

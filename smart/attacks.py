@@ -1,4 +1,4 @@
-"""L-infinity attacks on one path: FGSM and PGD.
+"""L-infinity attacks on one path by its gradients: FGSM and PGD.
 
 Both run with every module in eval mode, compute the gradient with respect to the images only, and leave buffers,
 ``training`` flags and parameter gradients as they were. While they run, the model's flags are changed: another thread
@@ -53,7 +53,8 @@ def pgd(
     Raises:
         ValueError: eps outside [0, 1]; step, steps or restarts not positive; x outside [0, 1]; labels of another shape.
     """
-    _check(x, y, eps, step, steps, restarts)
+    check_settings(eps, step, steps, restarts)
+    check_images(x, y)
     # Tensors made in inference mode can never enter autograd, so leave it and work on copies.
     with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
         x, y = x.detach().clone(), y.clone()
@@ -97,17 +98,27 @@ def _outcome(model: nn.Module, x: Tensor, y: Tensor, path: str | float | Tensor)
 
 def check_settings(eps: float, step: float, steps: int, restarts: int) -> None:
     """Raises ValueError where the settings of an attack make no sense."""
-    if not 0 <= eps <= 1:
-        raise ValueError(f"eps is {eps}: give a part of the [0, 1] range, such as 8/255 for 8 of 255 grey levels")
+    check_eps(eps)
     if not 0 < step <= 1:
         raise ValueError(f"the attack's step is {step}: give a part of the [0, 1] range above 0, such as 2/255")
-    for name, value in (("steps", steps), ("restarts", restarts)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}: give an integer of at least 1")
+    check_count("steps", steps)
+    check_count("restarts", restarts)
 
 
-def _check(x: Tensor, y: Tensor, eps: float, step: float, steps: int, restarts: int) -> None:
-    check_settings(eps, step, steps, restarts)
+def check_eps(eps: float) -> None:
+    """Raises ValueError where ``eps`` is no radius within the [0, 1] range."""
+    if not 0 <= eps <= 1:
+        raise ValueError(f"eps is {eps}: give a part of the [0, 1] range, such as 8/255 for 8 of 255 grey levels")
+
+
+def check_count(name: str, value: int) -> None:
+    """Raises ValueError unless ``value``, called ``name``, is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}: give an integer of at least 1")
+
+
+def check_images(x: Tensor, y: Tensor) -> None:
+    """Raises ValueError unless ``x`` are images in [0, 1] and ``y`` has an integer label for each."""
     if y.shape != x.shape[:1] or y.is_floating_point():
         raise ValueError(
             f"y has dtype {y.dtype} and shape {tuple(y.shape)}: give one integer label for each of the {len(x)} images"

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import traceback
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from smart.models import list_models
 from smart.options import build_parser, given_settings, show
 from smart.settings import Settings, UsageError
 from smart.train import train
+from smart.verify import verify_robustness
 from smart_kernels.files import write_text
 from smart_kernels.report import format_table
 
@@ -118,7 +119,7 @@ def eval_command(args: Namespace) -> None:
     model, metadata = load_checkpoint(args.checkpoint, args.device)
     data = _data_for(args, model)
     images, labels = (tensor[: args.limit] for tensor in data.test)
-    eps = args.eps if args.eps is not None else metadata.get("config", {}).get("eps", DEFAULT_EPS)
+    eps = _eps(args, metadata)
     table = evaluate(
         model,
         (images, labels),
@@ -172,10 +173,42 @@ def swap_command(args: Namespace) -> None:
 
 def verify_command(args: Namespace) -> None:
     """smart verify"""
-    model, _ = load_checkpoint(args.checkpoint, args.device)
+    _check_file(args.json)
+    model, metadata = load_checkpoint(args.checkpoint, args.device)
     sparse = smart_kernels.load(args.sparse, args.device)
-    x = _example(args, model, args.limit)
-    _say_errors(smart_kernels.verify(model, sparse, x, args.tolerance), x)
+    if args.example_shape:
+        images, labels, name = _example(args, model, args.limit), None, "random images"
+    else:
+        data = _data_for(args, model, "--data or --example-shape")
+        (images, labels), name = (tensor[: args.limit] for tensor in data.test), data.name
+        _accepted(model, images[:1].to(args.device))
+    attacked = args.attack and labels is not None
+    found = verify_robustness(
+        model,
+        sparse,
+        images,
+        labels,
+        _eps(args, metadata),
+        args.step,
+        args.steps if attacked else 0,
+        args.queries if attacked else 0,
+        seed=args.seed,
+        tolerance=args.tolerance,
+        strict=False,
+        progress=partial(tqdm, desc="verify", unit="batch", disable=not args.progress),
+    )
+    _say_errors(found.errors, images)
+    used = found.settings
+    if attacked:
+        print(f"{name}; L-infinity eps {show(used['eps'])}, PGD step {show(used['step'])}, seed {used['seed']}")
+    elif args.attack:
+        print("no attack was run: random images have no labels")
+    print(found.table())
+    if args.json:
+        content = {"checkpoint": args.checkpoint, "sparse": args.sparse, "data": name, **found.as_dict()}
+        write_text(args.json, json.dumps(content, indent=2) + "\n")
+    _say_written(args.json)
+    found.check()
 
 
 def bench_command(args: Namespace) -> None:
@@ -279,6 +312,11 @@ def _accepted(model: SmartNet, images: Tensor) -> Tensor:
     with torch.no_grad():
         model(images[:1])
     return images
+
+
+def _eps(args: Namespace, metadata: Mapping[str, Any]) -> float:
+    """The attacks' radius: the flag's, or that of the training."""
+    return args.eps if args.eps is not None else metadata.get("config", {}).get("eps", DEFAULT_EPS)
 
 
 def _check_folder(folder: Path) -> None:

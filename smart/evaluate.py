@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from smart.attacks import check_settings, fgsm, pgd
+from smart.black_box import square
 from smart.data import ImageData
 from smart.layers import eval_mode
 from smart.seeds import derive_seed
@@ -85,9 +86,11 @@ def evaluate(
     Args:
         model: a two-path network on any device.
         data: its test split is used; or images (N, C, H, W) in [0, 1] and labels (N,).
-        attacks: ``"clean"`` (none), ``"fgsm"``, or ``"pgd"`` and a number of steps, as in ``"pgd20"``.
+        attacks: ``"clean"`` (none), ``"fgsm"``, ``"pgd"`` and a number of steps, as in ``"pgd20"``, or ``"square"`` and
+            a number of queries, as in ``"square100"`` (black box, see :func:`smart.square`).
         eps, step: L-infinity radius and PGD step in units of the [0, 1] range; default step: eps / 4.
-        restarts: of PGD. Its random starts depend on ``seed``, the attack and the batch, not on the configuration.
+        restarts: of PGD. What is random in an attack depends on ``seed``, the attack and the batch, not on the
+            configuration.
         transfer: also evaluate each configuration on the images that were made against each other one.
 
     Raises:
@@ -139,17 +142,20 @@ def evaluate(
 
 
 def attack_steps(attack: str) -> int:
-    """The gradient steps of an attack by name: 0 for ``"clean"``, 1 for ``"fgsm"``, N for ``"pgdN"``.
+    """The steps of an attack by name: 0 for ``"clean"``, 1 for ``"fgsm"``, N for ``"pgdN"`` and ``"squareN"``.
+
+    A step of PGD takes a gradient, one of Square is a query.
 
     Raises:
         ValueError: any other name.
     """
     if attack in ("clean", "fgsm"):
         return ("clean", "fgsm").index(attack)
-    match = re.fullmatch(r"pgd([1-9]\d{0,4})", attack)
+    match = re.fullmatch(r"(?:pgd|square)([1-9]\d{0,4})", attack)
     if match is None:
         raise ValueError(
-            f"unknown attack {attack!r}: accepted are 'clean', 'fgsm', and 'pgdN' with N steps, such as 'pgd20'"
+            f"unknown attack {attack!r}: accepted are 'clean', 'fgsm', 'pgdN' with N steps, such as 'pgd20', and "
+            "'squareN' with N queries, such as 'square100'"
         )
     return int(match[1])
 
@@ -169,4 +175,6 @@ def _attack(
         return x
     if attack == "fgsm":
         return fgsm(model, x, y, path, eps)
+    if attack.startswith("square"):
+        return square(model, x, y, path, eps, attack_steps(attack), generator)
     return pgd(model, x, y, path, eps, step, attack_steps(attack), restarts, generator=generator)

@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         (_train, "train", "train a two-path network"),
         (_eval, "eval", "accuracy of a checkpoint's paths, clean and attacked"),
         (_swap, "swap", "turn a checkpoint into a network that skips its zeros"),
-        (_verify, "verify", "compare a swapped network with its checkpoint"),
+        (_verify, "verify", "compare a swapped network with its checkpoint, clean and attacked"),
         (_bench, "bench", "latency of a swapped network beside dense ones"),
         (_info, "info", "versions, this machine, and which backends load"),
         (_demo, "demo", "train, swap, verify and measure a small network on real images, in a few minutes"),
@@ -78,18 +78,13 @@ def _eval(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=_checked(_attack),
         default=["clean", "fgsm", "pgd20"],
-        help="clean, fgsm, pgdN with N steps (default: clean fgsm pgd20)",
+        help="clean, fgsm, pgdN with N steps, squareN with N queries, a black box (default: clean fgsm pgd20)",
     )
     _paths(parser)
     parser.add_argument(
         "--lambdas", nargs="+", type=_checked(_lambda), default=[], help="positions of the dial, 0 clean to 1 adv"
     )
-    parser.add_argument(
-        "--eps",
-        type=_checked(settings.number),
-        help="L-infinity radius on images in [0, 1] (default: that of the training)",
-    )
-    parser.add_argument("--step", type=_checked(settings.number), help="PGD step (default: eps / 4)")
+    _radius(parser)
     parser.add_argument("--restarts", type=_checked(settings.positive), default=1, help="of PGD (default: 1)")
     parser.add_argument(
         "--transfer", action="store_true", help="also show each configuration the images made against the others"
@@ -128,6 +123,24 @@ def _verify(parser: argparse.ArgumentParser) -> None:
         type=_checked(settings.number),
         help="largest relative error accepted (default: by dtype, 1e-4 for float32)",
     )
+    attacks = parser.add_argument_group("attacks", "on labelled images; both networks must hold up alike")
+    _radius(attacks)
+    attacks.add_argument(
+        "--steps",
+        type=_checked(settings.positive),
+        default=20,
+        help="of PGD, through the checkpoint's gradients (default: 20)",
+    )
+    attacks.add_argument(
+        "--queries",
+        type=_checked(settings.whole),
+        default=100,
+        help="of the Square Attack on the swapped network itself; 0 leaves it out (default: 100)",
+    )
+    attacks.add_argument("--no-attacks", dest="attack", action="store_false", help="logits and predictions only")
+    attacks.add_argument("--seed", type=_checked(settings.whole), default=0, help="of the attacks (default: 0)")
+    parser.add_argument("--json", metavar="FILE", help="write the table and the settings")
+    _progress(parser)
     _device(parser, "cpu")
 
 
@@ -201,6 +214,15 @@ def _example_shape(parser: argparse.ArgumentParser) -> None:
 
 def _paths(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--paths", nargs="+", choices=PATHS, default=list(PATHS), help="(default: clean adv)")
+
+
+def _radius(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--eps",
+        type=_checked(settings.number),
+        help="L-infinity radius on images in [0, 1] (default: that of the training)",
+    )
+    parser.add_argument("--step", type=_checked(settings.number), help="PGD step (default: eps / 4)")
 
 
 def _backend(parser: argparse.ArgumentParser) -> None:

@@ -33,9 +33,11 @@ def path_name(name: str) -> str:
 
 
 def attack_name(attack: str) -> str:
-    """The customary name: no attack, FGSM, PGD-20."""
+    """The customary name: no attack, FGSM, PGD-20, Square-100."""
     if attack == "clean":
         return "no attack"
+    if attack.startswith("square"):
+        return f"Square-{attack.removeprefix('square')}"
     return f"PGD-{attack[3:]}" if attack.startswith("pgd") else attack.upper()
 
 

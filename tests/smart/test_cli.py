@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from small import make_data
 
+import smart_kernels
 from smart import cli, options, settings
 from smart.checkpoint import load_checkpoint, read_checkpoint
 from smart.config import TrainConfig
+from smart.layers import smart_convs
+from smart_kernels.model import SparseModel
 
 COMMANDS = ("train", "eval", "swap", "verify", "bench", "info", "demo")
 QUICK = ["--batch-size", "16", "--attack-steps", "1", "--val-attack-steps", "1", "--crop-padding", "0", "--no-flip"]
@@ -151,8 +155,66 @@ def test_swap_on_a_shape_in_another_dtype(checkpoint, tmp_path, smart):
     assert smart("verify", checkpoint, out, *shape)[0] == 0
 
 
+def test_verify_compares_robustness(checkpoint, packed, tmp_path, smart):
+    file = tmp_path / "new" / "v.json"
+    quick = ["--steps", 2, "--queries", 5, "--limit", 9, "--no-progress"]
+    code, out, _ = smart("verify", checkpoint, packed, *quick, "--json", file)
+    lines = [line.split() for line in out.splitlines()]
+    assert code == 0 and "on 9 images: clean" in out and "L-infinity eps 8/255, PGD step 2/255, seed 0" in out
+    assert lines[2] == ["path", "attack", "dense", "swapped", "predictions", "that", "differ"]
+    attacks = [["no", "attack"], ["PGD-2"], ["Square-5"]]
+    assert [line[:-5] for line in lines[3:9]] == [[path, *attack] for path in ("clean", "adv") for attack in attacks]
+    assert all(line[-5:-3] == line[-3:-1] and line[-1] == "0" for line in lines[3:9])
+    assert lines[9] == ["written:", str(file)]
+    content = json.loads(file.read_text())
+    assert content["sparse"] == str(packed) and content["eps"] == 8 / 255 and content["n_examples"] == 9
+    assert [row["attack"] for row in content["rows"]] == ["clean", "pgd2", "square5"] * 2
+    assert content["disagreements"] == [] and set(content["max_rel_error"]) == {"clean", "adv"}
+    again = smart("verify", checkpoint, packed, *quick, "--eps", 0.5, "--seed", 3)[1]
+    assert "eps 0.5, PGD step 0.125, seed 3" in again
+
+
+def test_verify_leaves_out_attacks(checkpoint, packed, smart):
+    quick = [checkpoint, packed, "--no-progress", "--steps", 1]
+    assert "PGD-1" in (out := smart("verify", *quick, "--queries", 0)[1]) and "Square" not in out
+    code, out, _ = smart("verify", *quick, "--no-attacks")
+    assert code == 0 and "no attack  " in out and "%" in out
+    assert not any(words in out for words in ("PGD", "Square", "no labels"))
+    code, out, _ = smart("verify", *quick, "--example-shape", 4, 1, 6, 6)
+    assert code == 0 and "on 4 images" in out and "no attack was run: random images have no labels" in out
+    assert "PGD" not in out and "%" not in out
+
+
 def test_verify_fails_above_the_tolerance(checkpoint, packed, smart):
     assert_refused(smart("verify", checkpoint, packed, "--tolerance", "1e-12"), 1, "differs", "1e-12")
+
+
+def test_verify_finds_another_network(checkpoint, tmp_path, smart):
+    model, _ = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        next(iter(smart_convs(model).values())).weight += 1
+    other = tmp_path / "other.safetensors"
+    smart_kernels.save(smart_kernels.swap(model, torch.rand(2, 1, 6, 6), measure=False), other)
+    assert_refused(smart("verify", checkpoint, other, "--no-progress"), 1, "differs from the original by", "adv")
+
+
+def test_verify_shows_the_table_of_networks_that_differ_under_attack(checkpoint, packed, tmp_path, smart, monkeypatch):
+    class WrongOnBrightImages(SparseModel):
+        def forward(self, x, path="clean"):
+            logits = super().forward(x, path)
+            return torch.where(x.amax((1, 2, 3))[:, None] > 0.99, logits.roll(1, 1), logits)
+
+    def load(file, device):
+        sparse = original(file, device)
+        sparse.__class__ = WrongOnBrightImages
+        return sparse
+
+    original = smart_kernels.load
+    monkeypatch.setattr(smart_kernels, "load", load)
+    wanted = ["--eps", 0.5, "--queries", 3, "--steps", 2, "--limit", 9, "--no-progress", "--json", tmp_path / "v.json"]
+    outcome = smart("verify", checkpoint, packed, *wanted)
+    assert_refused(outcome, 1, "path 'adv' under PGD-2: ", "of 9 predictions differ beyond rounding")
+    assert "PGD-2" in outcome[1] and json.loads((tmp_path / "v.json").read_text())["disagreements"]
 
 
 def test_bench_of_a_checkpoint_and_of_a_name(checkpoint, tmp_path, smart):
@@ -397,6 +459,7 @@ def test_unwritable_out_is_found_before_any_work(checkpoint, npz, tmp_path, smar
         ["eval", checkpoint, "--csv"],
         ["eval", checkpoint, "--json"],
         ["bench", checkpoint, "--json"],
+        ["verify", checkpoint, checkpoint, "--json"],
     ):
         assert_refused(smart(*argv, wall / "run" / "x"), 1, "cannot write into", str(wall))
     assert_refused(smart("swap", checkpoint, "--out", tmp_path), 1, "is a folder")

@@ -4,11 +4,14 @@ import csv
 
 import pytest
 import torch
-from small import assert_same_state, make_data, make_model, state_of
+from small import assert_same_state, make_data, make_model, make_trained, state_of
 
 from smart.attacks import pgd
+from smart.black_box import square
 from smart.config import TrainConfig
 from smart.evaluate import attack_steps, evaluate
+from smart.seeds import derive_seed
+from smart.text import attack_name
 from smart.train import train
 
 
@@ -75,6 +78,7 @@ def test_csv_carries_the_settings(model, data, tmp_path):
     [
         ({"attacks": ["autoattack"]}, "pgdN"),
         ({"attacks": ["pgd0"]}, "pgdN"),
+        ({"attacks": ["square"]}, "squareN"),
         ({"attacks": []}, "nothing to evaluate"),
         ({"paths": ["robust"]}, "unknown path"),
         ({"lambdas": [2.0]}, "lambda"),
@@ -89,4 +93,15 @@ def test_bad_settings_are_refused(model, data, options, words):
 
 
 def test_attack_names():
-    assert [attack_steps(name) for name in ("clean", "fgsm", "pgd7", "pgd100")] == [0, 1, 7, 100]
+    names = ("clean", "fgsm", "pgd7", "pgd100", "square50")
+    assert [attack_steps(name) for name in names] == [0, 1, 7, 100, 50]
+    assert [attack_name(name) for name in names] == ["no attack", "FGSM", "PGD-7", "PGD-100", "Square-50"]
+
+
+def test_black_box():
+    model, (x, y) = make_trained(), make_data(60).train
+    table = evaluate(model, (x, y), ["clean", "square10", "square60"], ["adv"], eps=0.3, seed=5)
+    adv = square(model, x, y, "adv", 0.3, 60, torch.Generator().manual_seed(derive_seed(5, "square60", 0)))
+    assert table["adv"]["square60"] == int((model(adv, path="adv").argmax(1) == y).sum()) / 60
+    assert table["adv"]["square60"] < table["adv"]["square10"] < table["adv"]["clean"]
+    assert [(row["attack"], row["steps"]) for row in table.rows()] == [("clean", 0), ("square10", 10), ("square60", 60)]
