@@ -86,7 +86,7 @@ class SparseModel(nn.Module):
         return self._interleaved[0]
 
     def choose_layout(self, example: Tensor) -> None:
-        """Measures whether images kept interleaved from layer to layer are faster for such a batch, and if so does it."""
+        """Measures whether interleaved images are faster for such a batch, and if so keeps them from layer to layer."""
         self.interleaves = False
         self._interleaved.clear()
         if self.uncaptured or not interleaved.fills(len(example)) or (graph := interleaved.rewrite(self.net)) is None:

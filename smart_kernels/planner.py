@@ -90,7 +90,7 @@ class Planner:
             candidate: backend.supports(geometry, weight.dtype, weight.device)
             for candidate, backend in backends.BACKENDS.items()
         }
-        able = [candidate for candidate, verdict in verdicts.items() if verdict]
+        able = [each for each, verdict in verdicts.items() if verdict and backends.find(each).suits(masks)]
         if self.strict and not full and able == [DENSE]:
             raise DenseFallbackError(f"{name}: {_refusals(verdicts)}")
         if self.backend != AUTO and self.backend in able:

@@ -63,6 +63,10 @@ class Backend(ABC):
     def supports(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Verdict:
         """Whether the backend computes this convolution on this device; it never computes another one instead."""
 
+    def suits(self, masks: Mapping[str, Tensor]) -> Verdict:
+        """Whether these masks drop what the backend can skip; without it the backend would be another dense one."""
+        return Verdict(True)
+
     def pack(self, weight: Tensor, masks: Mapping[str, Tensor]) -> PackedWeight:
         """Packs a weight (K, C/groups, R, S) and its masks for :meth:`run`."""
         return FORMATS[self.format](weight, masks)

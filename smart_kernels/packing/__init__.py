@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from smart_kernels.packing.base import PackedWeight
+from smart_kernels.packing.channels import ChannelWeight
 from smart_kernels.packing.dense import DenseWeight
 from smart_kernels.packing.unstructured import UnstructuredWeight
 
-FORMATS: dict[str, type[PackedWeight]] = {cls.format: cls for cls in (UnstructuredWeight, DenseWeight)}
+FORMATS: dict[str, type[PackedWeight]] = {cls.format: cls for cls in (UnstructuredWeight, ChannelWeight, DenseWeight)}
 
-__all__ = ["FORMATS", "DenseWeight", "PackedWeight", "UnstructuredWeight", "pack"]
+__all__ = ["FORMATS", "ChannelWeight", "DenseWeight", "PackedWeight", "UnstructuredWeight", "pack"]
 
 
 def pack(weight: Tensor, masks: Mapping[str, Tensor], format: str = "auto") -> PackedWeight:

@@ -15,9 +15,13 @@ needs_library = pytest.mark.skipif(native.missing() is not None, reason=str(nati
 
 
 def run(runner, x, packed, geometry, path, scale=None, bias=None, residual=None, relu=False, affine=None):
-    if runner == "dense":
-        return BACKENDS["dense"].bind(packed, geometry, path, scale, bias, relu, affine)(x, residual)
+    if runner in BACKENDS:
+        return BACKENDS[runner].bind(packed, geometry, path, scale, bias, relu, affine)(x, residual)
     return BACKENDS["cpu"].bind(packed, geometry, path, scale, bias, relu, affine, isa=runner)(x, residual)
+
+
+def packed_for(runner, weight, masks):
+    return pack(weight, masks, BACKENDS[runner].format if runner in BACKENDS else "unstructured")
 
 
 def relative_error(actual, expected):
@@ -46,15 +50,20 @@ def problems(draw):
     return geometry, shape, densities, draw(st.sampled_from(["clean", "adv", 0.3])), draw(st.integers(0, 63))
 
 
-@pytest.mark.parametrize("runner", ["dense", *ISAS])
+@pytest.mark.parametrize("runner", ["dense", "channels", *ISAS])
 @settings(max_examples=120)
 @given(problem=problems())
 def test_any_geometry_matches_the_reference(runner, problem):
     geometry, shape, densities, path, epilogue = problem
+    assume(runner != "channels" or geometry.groups == 1)
     torch.manual_seed(epilogue)
     weight = torch.randn(geometry.weight_shape)
     masks = {p: torch.rand_like(weight) < d for p, d in zip(("clean", "adv"), densities, strict=True)}
-    packed = pack(weight, masks, "dense" if runner == "dense" else "unstructured")
+    if runner == "channels":
+        for mask in masks.values():
+            mask[torch.rand(len(mask)) < 0.5] = False
+            mask[:, torch.rand(mask.shape[1]) < 0.5] = False
+    packed = packed_for(runner, weight, masks)
     x = torch.randn(shape)
     channels = geometry.weight_shape[0]
     scale = torch.randn(channels) if epilogue & 1 else None
@@ -76,13 +85,13 @@ def test_any_geometry_matches_the_reference(runner, problem):
     assert relative_error(y, expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("runner", ["dense", *ISAS])
+@pytest.mark.parametrize("runner", ["dense", "channels", *ISAS])
 @pytest.mark.parametrize("batch", [1, 3, 15, 16, 17, 33])
 @pytest.mark.parametrize("size", [1, 2, 4, 7, 8, 16, 32, 33])
 def test_every_layout_of_batch_and_map_writes_every_output(poisoned, runner, batch, size):
     weight = torch.randn(9, 18, 3, 3)
     masks = {"clean": torch.rand_like(weight) < 0.2, "adv": torch.rand_like(weight) < 0.2}
-    packed = pack(weight, masks, "dense" if runner == "dense" else "unstructured")
+    packed = packed_for(runner, weight, masks)
     geometry, x = Geometry.of(weight.shape, padding=1), torch.randn(batch, 18, size, size)
     affine = Affine(torch.full((9,), 2.0), torch.ones(9), True)
     y, second = run(runner, x, packed, geometry, "adv", affine=affine)
@@ -102,7 +111,7 @@ def view_of(kind, x):
 
 
 @pytest.mark.parametrize("kind", ["channels_last", "strided", "transposed", "expanded", "offset"])
-@pytest.mark.parametrize("format", ["dense", "unstructured"])
+@pytest.mark.parametrize("format", ["dense", "channel", "unstructured"])
 def test_inputs_of_any_strides(kind, format):
     weight = torch.randn(6, 5, 3, 3)
     packed = pack(weight, {"clean": torch.rand_like(weight) < 0.3}, format)
@@ -130,7 +139,7 @@ def test_the_answer_does_not_depend_on_the_number_of_threads():
     assert torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("format", ["dense", "unstructured"])
+@pytest.mark.parametrize("format", ["dense", "channel", "unstructured"])
 def test_nan_and_infinity_reach_the_output_as_in_torch(format):
     packed = pack(torch.ones(1, 1, 1, 1), {"clean": torch.ones(1, 1, 1, 1, dtype=torch.bool)}, format)
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), -1.0]).reshape(1, 1, 1, 4)
@@ -139,7 +148,7 @@ def test_nan_and_infinity_reach_the_output_as_in_torch(format):
     assert y[1:].tolist() == [float("inf"), 0.0, 0.0]
 
 
-@pytest.mark.parametrize("format", ["dense", "unstructured"])
+@pytest.mark.parametrize("format", ["dense", "channel", "unstructured"])
 def test_an_empty_batch_gives_an_empty_output(format):
     weight = torch.randn(4, 3, 3, 3)
     packed = pack(weight, {"clean": weight > 0}, format)

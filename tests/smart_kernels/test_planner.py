@@ -33,7 +33,7 @@ def images():
 @pytest.fixture
 def measured(monkeypatch):
     """Counts measurements; each takes as long as the dict says, without being run."""
-    times = {"dense": 20e-6, "cpu": 10e-6}
+    times = {"dense": 20e-6, "cpu": 10e-6, "channels": 5e-6}
     calls = []
 
     def interleave(candidates, budget_s):
@@ -118,6 +118,21 @@ def test_mask_hashes_tell_masks_apart(masks):
     flipped = masks["adv"].clone()
     flipped[-1, -1, -1, -1] ^= True
     assert timings.mask_hash(masks) != timings.mask_hash({**masks, "adv": flipped})
+
+
+@needs_library
+def test_channels_are_cut_off_where_masks_drop_them_whole(weight, masks, measured):
+    _, calls = measured
+    masks = {name: mask.clone() for name, mask in masks.items()}
+    masks["clean"][:4] = False
+    assert Planner(timings=Timings()).choose(weight, masks, GEOMETRY, SHAPE).backend == "cpu"
+    masks["adv"][:, 1::2] = False
+    choice = Planner(timings=Timings()).choose(weight, masks, GEOMETRY, SHAPE)
+    assert calls == [{"cpu", "dense"}, {"cpu", "dense", "channels"}]
+    assert (choice.backend, choice.why) == ("channels", "4.00x faster than dense")
+    assert choice.packed.kept("adv")[0].shape == (8, 3, 3, 3)
+    for path, mask in masks.items():
+        assert torch.equal(choice.packed.dense(path), weight * mask)
 
 
 @needs_library
