@@ -150,13 +150,19 @@ class SmartNet(nn.Module):
         mean, std: C numbers each, the normalisation (x - mean) / std applied before ``net``; C is the channel count
             that inputs are checked against.
         spec: the arguments of :func:`smart.create_model` that build such a network, or None for a converted one.
+        pattern: that its masks obey.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, net: nn.Module, mean: Sequence[float], std: Sequence[float], spec: Mapping[str, Any] | None = None
+        self,
+        net: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        spec: Mapping[str, Any] | None = None,
+        pattern: str = "unstructured",
     ) -> None:
         super().__init__()
         if len(mean) != len(std) or not len(mean) or not all(value > 0 for value in std):
@@ -169,6 +175,7 @@ class SmartNet(nn.Module):
             buffer = torch.tensor(values, device=parameter.device, dtype=parameter.dtype).reshape(1, -1, 1, 1)
             self.register_buffer(name, buffer)
         self.spec = dict(spec) if spec is not None else None
+        self.pattern = pattern
 
     @property
     def in_channels(self) -> int:

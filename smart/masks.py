@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from smart.layers import SmartConv2d, eval_mode
 from smart_kernels.paths import PATHS
+from smart_kernels.patterns import NM, Block, Channel, Pattern, Unstructured
 
+UNSTRUCTURED = Unstructured()
 OVERLAPS = ("independent", "disjoint", "shared", "nested")
 
 
@@ -57,44 +61,141 @@ def check_overlap(overlap: str | float, density: Mapping[str, float]) -> None:
 
 
 def random_masks(
-    shape: Sequence[int], density: Mapping[str, float], overlap: str | float, generator: torch.Generator
+    shape: Sequence[int],
+    density: Mapping[str, float],
+    overlap: str | float,
+    generator: torch.Generator,
+    pattern: Pattern = UNSTRUCTURED,
 ) -> dict[str, Tensor]:
-    """One random mask per path with exactly max(1, round(density * numel)) ones each.
+    """One random mask per path that obeys a pattern.
+
+    Unstructured and N:M masks have exactly max(1, round(density * numel)) ones each. Blocks are counted alike, as if
+    all were of one size. Channels keep about sqrt(density) of each side, at least one.
 
     Args:
         shape: of the weight, (K, C/groups, R, S).
         density: per path, in (0, 1].
-        overlap: as for :func:`smart.convert`; a fraction is met up to rounding to whole weights.
+        overlap: as for :func:`smart.convert`; a fraction is met up to rounding to whole weights, or blocks. Channels
+            may be "independent", "shared" or "nested".
         generator: on the CPU.
 
     Returns:
         Bool tensors of ``shape`` on the CPU.
+
+    Raises:
+        ValueError: a density that an N:M pattern cannot hold, or an overlap that channels cannot have.
     """
-    numel = torch.Size(shape).numel()
-    clean, adv = (max(1, round(density[path] * numel)) for path in PATHS)
-    order = torch.randperm(numel, generator=generator)
+    shape = tuple(shape)
+    if isinstance(pattern, Channel):
+        return _channel_masks(shape, density, overlap, generator)
+    if isinstance(pattern, Block):
+        grid = (-(-shape[0] // pattern.out_channels), -(-shape[1] // pattern.in_channels), *shape[2:])
+        blocks = _pick(_everywhere(grid), _counts(density, grid), overlap, generator)
+        return {path: _grow(mask.reshape(grid), pattern, shape) for path, mask in blocks.items()}
+    counts, candidates = _counts(density, shape), _everywhere(shape)
+    if isinstance(pattern, NM):
+        candidates = partial(_nm_candidates, shape, pattern)
+        capacity = len(candidates(torch.Generator().manual_seed(0)))
+        if max(counts.values()) > capacity:
+            raise ValueError(
+                f"density is {max(density.values())}: pattern {pattern} can keep at most "
+                f"{capacity / math.prod(shape):.4g} of a weight {shape}, lower the density"
+            )
+        least = sum(counts.values()) - capacity
+        if overlap == "disjoint" or not isinstance(overlap, str):
+            wanted = 0 if overlap == "disjoint" else round(overlap * min(counts.values()))
+            if least > wanted:
+                raise ValueError(
+                    f"overlap is {overlap!r}: masks of pattern {pattern} share the {capacity} places they may take, so "
+                    f"at these densities at least {least} weights are in both; lower a density"
+                )
+    return {path: mask.reshape(shape) for path, mask in _pick(candidates, counts, overlap, generator, shape).items()}
+
+
+def _counts(density: Mapping[str, float], shape: Sequence[int]) -> dict[str, int]:
+    return {path: max(1, round(density[path] * math.prod(shape))) for path in PATHS}
+
+
+Candidates = Callable[[torch.Generator], Tensor]  # draws the positions that may live, in random order
+
+
+def _everywhere(shape: Sequence[int]) -> Candidates:
+    return lambda generator: torch.randperm(math.prod(shape), generator=generator)
+
+
+def _nm_candidates(shape: Sequence[int], pattern: NM, generator: torch.Generator) -> Tensor:
+    """At most n positions of every m consecutive input channels, drawn for each group, in random order."""
+    k, c, r, s = shape
+    groups = -(-c // pattern.m)
+    draw = torch.rand(k, groups, pattern.m, r, s, generator=generator)
+    inside = torch.arange(groups * pattern.m).reshape(1, groups, pattern.m, 1, 1) < c
+    chosen = draw.masked_fill(~inside, -1.0).argsort(dim=2, descending=True).argsort(dim=2) < pattern.n
+    positions = torch.nonzero((chosen & inside).flatten(1, 2)[:, :c].flatten()).flatten()
+    return positions[torch.randperm(len(positions), generator=generator)]
+
+
+def _pick(
+    candidates: Candidates,
+    counts: Mapping[str, int],
+    overlap: str | float,
+    generator: torch.Generator,
+    shape: Sequence[int] | None = None,
+) -> dict[str, Tensor]:
+    """Flat masks of both paths, of so many positions each; ``shape`` if not all positions are candidates."""
+    order = candidates(generator)
+    clean, adv = (counts[path] for path in PATHS)
     chosen = {"clean": order[:clean]}
     if overlap == "independent":
-        chosen["adv"] = torch.randperm(numel, generator=generator)[:adv]
+        chosen["adv"] = candidates(generator)[:adv]
     else:
         # Two windows of one permutation: how far they lap over each other is the size of the intersection.
         fraction = {"disjoint": 0.0, "shared": 1.0, "nested": 1.0}.get(overlap, overlap)
-        common = max(round(fraction * min(clean, adv)), clean + adv - numel)
+        common = max(round(fraction * min(clean, adv)), clean + adv - len(order))
         chosen["adv"] = order[clean - common : clean - common + adv]
+    numel = len(order) if shape is None else math.prod(shape)
     masks = {path: torch.zeros(numel, dtype=torch.bool) for path in PATHS}
     for path, positions in chosen.items():
         masks[path][positions] = True
-    return {path: mask.reshape(tuple(shape)) for path, mask in masks.items()}
+    return masks
+
+
+def _grow(blocks: Tensor, pattern: Block, shape: tuple[int, ...]) -> Tensor:
+    """A mask of blocks as a mask of weights; the last blocks may be cut short."""
+    weights = blocks.repeat_interleave(pattern.out_channels, 0).repeat_interleave(pattern.in_channels, 1)
+    return weights[: shape[0], : shape[1]].contiguous()
+
+
+def _channel_masks(
+    shape: tuple[int, ...], density: Mapping[str, float], overlap: str | float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    if overlap not in ("independent", "shared", "nested"):
+        raise ValueError(f"overlap is {overlap!r}: masks of pattern 'channel' are independent, shared or nested")
+    orders: list[Tensor] = []
+    masks = {}
+    for path in PATHS:
+        if overlap == "independent" or not orders:
+            orders = [torch.randperm(size, generator=generator) for size in shape[:2]]
+        kept_out = max(1, round(math.sqrt(density[path]) * shape[0]))
+        kept_in = min(shape[1], max(1, round(density[path] * shape[0] * shape[1] / kept_out)))
+        # Where a weight has few input channels the output channels alone have to give the density.
+        kept_out = min(shape[0], max(1, round(density[path] * shape[0] * shape[1] / kept_in)))
+        masks[path] = torch.zeros(shape, dtype=torch.bool)
+        masks[path][orders[0][:kept_out, None], orders[1][:kept_in]] = True
+    return masks
 
 
 @torch.no_grad()
 def apply_random_masks(
-    layers: Iterable[SmartConv2d], density: Mapping[str, float], overlap: str | float, seed: int
+    layers: Iterable[SmartConv2d],
+    density: Mapping[str, float],
+    overlap: str | float,
+    seed: int,
+    pattern: Pattern = UNSTRUCTURED,
 ) -> None:
     """Gives every layer masks of its own by :func:`random_masks`, and zeroes its weight outside their union."""
     generator = torch.Generator().manual_seed(seed)
     for layer in layers:
-        for path, mask in random_masks(layer.weight.shape, density, overlap, generator).items():
+        for path, mask in random_masks(layer.weight.shape, density, overlap, generator, pattern).items():
             layer.set_mask(path, mask)
         layer.weight.mul_(layer.union())
 

@@ -235,7 +235,8 @@ def convert(
     Args:
         module: any network whose forward takes one batch (N, C, H, W).
         density: the part of each masked layer's weights that lives, in (0, 1]; a number, or {"clean": d, "adv": d}.
-        pattern: ``"unstructured"`` (training makes no other so far).
+        pattern: of the masks: ``"unstructured"``, N:M such as ``"2:4"``, ``"block:64x16"`` or ``"channel"``. Rewiring
+            moves the masks of ``"unstructured"`` only; others stay as drawn.
         overlap: ``"independent"``, ``"disjoint"``, ``"shared"``, ``"nested"``, or the wanted
             |clean & adv| / min(|clean|, |adv|) as a number in [0, 1].
         filter_fn: called with each convolution and its name; False leaves it dense.
@@ -253,8 +254,7 @@ def convert(
         raise ValueError(f"{type(module).__name__} has two paths already: convert a network that has one")
     densities = check_density(density)
     check_overlap(overlap, densities)
-    if patterns.parse(pattern) != patterns.Unstructured():
-        raise ValueError(f"pattern {pattern!r}: training supports 'unstructured' so far")
+    parsed = patterns.parse(pattern)
     convs = {name: m for name, m in module.named_modules() if type(m) is nn.Conv2d}
     chosen = {name for name, conv in convs.items() if filter_fn(conv, name)}
     if not chosen:
@@ -266,8 +266,8 @@ def convert(
         channels = len(mean or std or ()) or next(iter(convs.values())).in_channels
         mean = mean if mean is not None else [0.0] * channels
         std = std if std is not None else [1.0] * channels
-    net = SmartNet(_replace_layers(copy.deepcopy(module), chosen), mean, std)
-    apply_random_masks(smart_convs(net).values(), densities, overlap, seed)
+    net = SmartNet(_replace_layers(copy.deepcopy(module), chosen), mean, std, pattern=str(parsed))
+    apply_random_masks(smart_convs(net).values(), densities, overlap, seed, parsed)
     net.training = module.training
     return net
 

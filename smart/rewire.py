@@ -20,6 +20,15 @@ SCHEDULES = ("linear", "cosine")
 REGROW = ("momentum", "gradient", "none")
 
 
+def check_pattern(pattern: str, regrow: str) -> None:
+    """Raises ValueError where rewiring would break the pattern that a model's masks have."""
+    if pattern != "unstructured" and regrow != "none":
+        raise ValueError(
+            f"the model's masks have pattern {pattern!r}, and rewiring moves single weights so far: train it with "
+            "regrow='none', which leaves the masks as they are, or make it with pattern='unstructured'"
+        )
+
+
 class Rewirer:
     """Moves the masks of a model's convolutions while it trains; never touches biases, norms or the classifier.
 
@@ -42,7 +51,8 @@ class Rewirer:
             static masks.
 
     Raises:
-        ValueError: a setting outside what is accepted, or a model without masked convolutions.
+        ValueError: a setting outside what is accepted, a model without masked convolutions, or one whose masks have
+            another pattern than unstructured, unless they are to be static.
     """
 
     def __init__(
@@ -62,6 +72,7 @@ class Rewirer:
             raise ValueError(f"unknown schedule {schedule!r}: accepted are {', '.join(SCHEDULES)}")
         if regrow not in REGROW:
             raise ValueError(f"unknown regrow {regrow!r}: accepted are {', '.join(REGROW)}")
+        check_pattern(getattr(model, "pattern", "unstructured"), regrow)
         self._layers = smart_convs(model)
         if not self._layers:
             raise ValueError(f"{type(model).__name__} has no masked convolutions: make it with create_model or convert")

@@ -124,7 +124,9 @@ DATA: dict[str, Setting] = {
 MODEL: dict[str, Setting] = {
     "model": Setting(model_name, f"network: {', '.join(list_models())}", "tiny"),
     "density": Setting(density, "part of the weights each path keeps, in (0, 1]; D or CLEAN,ADV", 0.2),
-    "pattern": Setting(pattern, "which weights live together: unstructured", "unstructured"),
+    "pattern": Setting(
+        pattern, "of the masks: unstructured, N:M such as 2:4, block:KxC such as block:64x16, channel", "unstructured"
+    ),
     "overlap": Setting(overlap, f"of the two masks: {', '.join(OVERLAPS)}, or a fraction", "independent"),
     "dropout": Setting(number, "between the convolutions of a wide ResNet's blocks", 0.0),
 }

@@ -20,7 +20,7 @@ from smart.evaluate import evaluate
 from smart.layers import SmartNet, eval_mode
 from smart.masks import nonzeros
 from smart.objectives import SmartLoss, smart_loss
-from smart.rewire import Rewirer
+from smart.rewire import Rewirer, check_pattern
 from smart.runs import RunFolder
 from smart.seeds import derive_seed, seeded
 
@@ -87,6 +87,7 @@ def train(
     """
     config = config or TrainConfig()
     _check_fit(model, data)
+    check_pattern(model.pattern, config.regrow)
     if resume and out is None:
         raise ValueError("resume needs the run folder: give out")
     folder = RunFolder(out) if out is not None else None

@@ -62,7 +62,7 @@ def test_seed_decides_weights_and_masks_and_leaves_the_global_state():
         ({"density": 1.5}, r"\(0, 1\]"),
         ({"density": {"clean": 0.2}}, "'adv'"),
         ({"pattern": "3-of-4"}, "unknown pattern"),
-        ({"pattern": "2:4"}, "training supports 'unstructured'"),
+        ({"pattern": "2:4", "density": 0.6}, "pattern 2:4 can keep at most 0.5"),
         ({"overlap": "some"}, "disjoint"),
         ({"dropout": 0.3}, "no dropout"),
         ({"num_classes": 0}, "num_classes"),
