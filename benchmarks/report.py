@@ -1,6 +1,7 @@
 """Turns result files into the tables people read: ``python -m benchmarks.report`` (``make results``).
 
-It rewrites what stands in README.md between its markers, and nothing else; with up-to-date files it changes nothing.
+It rewrites what stands in README.md between its markers, and docs/coverage.md; with up-to-date files it changes
+nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from smart_kernels.paths import PATHS
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
+COVERAGE = ROOT / "docs" / "coverage.md"
 DEMO = RESULTS / "demo"  # reports of `smart demo`, one a seed
 BEGIN, END = "<!-- {}: written by `make results` -->", "<!-- end of {} -->"
 
@@ -64,7 +66,7 @@ def insert(readme: str, part: str, content: str) -> str:
 
 def suites() -> str:
     """The tables of all result files, newest last."""
-    files = sorted(RESULTS.glob("*.json"))
+    files = sorted(file for file in RESULTS.glob("*.json") if not file.name.startswith("coverage-"))
     return "\n\n".join(render(json.loads(file.read_text(encoding="utf-8")), file.name) for file in files)
 
 
@@ -93,9 +95,63 @@ def updated(readme: str) -> str:
     return readme
 
 
+def coverage() -> str:
+    """docs/coverage.md: networks x patterns, a table for each device that has a result file."""
+    files = {device: sorted(RESULTS.glob(f"coverage-{device}-*.json"))[-1:] for device in ("cpu", "cuda")}
+    parts = [COVERAGE_INTRODUCTION]
+    for device, newest in files.items():
+        if newest:
+            parts.append(_coverage_table(json.loads(newest[0].read_text(encoding="utf-8")), newest[0].name))
+        else:
+            parts.append(f"## {DEVICES[device]}\n\nNot measured yet.")
+    return "\n\n".join(parts) + "\n"
+
+
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+COVERAGE_INTRODUCTION = """# What can be swapped, and what it gains
+
+<!-- written by `make results` -->
+
+Each line is one network, swapped for its batch size. *batch 1*, *batch 16*: how many times faster it is than the faster
+of eager PyTorch and eager PyTorch with its batch norms folded; below 1 it lost. *memory*: weights of all its paths
+together, against one dense copy of the same layers. *sparse layers*: of the layers with zeros, how many run on sparse
+kernels at batch 16; the others are faster densely. *error*: the largest relative difference from the original's
+output, over all paths."""
+
+
+def _coverage_table(results: Mapping[str, Any], name: str) -> str:
+    cases: dict[tuple[str, ...], dict[int, dict[str, Any]]] = {}
+    for row in results["rows"]:
+        case = cases.setdefault((row["network"], row["how"], row["pattern"]), {})
+        case.setdefault(row["batch"], {})[row["runner"]] = row
+    heading = ["network", "zeros", "pattern", "density", "batch 1", "batch 16", "memory", "sparse layers", "error"]
+    lines = [f"| {' | '.join(heading)} |", "|" + "---|" * len(heading)]
+    for case, batches in cases.items():
+        ratios = []
+        for runners in batches.values():
+            dense = min(row["ms_p50"] for runner, row in runners.items() if runner != SPARSE)
+            ratios.append(f"{dense / runners[SPARSE]['ms_p50']:.2f}x")
+        last = list(batches.values())[-1]
+        sparse, dense = last[SPARSE], next(row for runner, row in last.items() if runner != SPARSE)
+        memory = sparse["weight_bytes"] / dense["weight_bytes"]
+        error = max(row["max_rel_error"] for runners in batches.values() for row in runners.values())
+        numbers = [f"{sparse['density']:.2f}", *ratios, f"{memory:.2f}"]
+        cells = [*case, *numbers, f"{sparse['sparse_layers']} of {sparse['layers']}", f"{error:.0e}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    machine, first = results["machine"], results["rows"][0]
+    threads = f"{first['threads']} thread{'s' if first['threads'] > 1 else ''}"
+    note = (
+        f"{machine['gpu'] or machine['cpu']}, {threads}, {first['dtype']}, torch {results['versions']['torch']}. Masks "
+        "are random; pruning drops the smallest weights. Medians of runs in turns, outputs verified before. "
+        f"Measured at commit `{results['commit']}` with `{results['command']}`: [{name}](../benchmarks/results/{name})."
+    )
+    return "\n".join([f"## {DEVICES[first['device']]}", "", *lines, "", note])
+
+
 def main() -> None:
-    """Rewrites README.md."""
+    """Rewrites README.md and docs/coverage.md."""
     README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
+    COVERAGE.write_text(coverage(), encoding="utf-8")
 
 
 if __name__ == "__main__":

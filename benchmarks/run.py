@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ from tqdm import tqdm
 
 import smart
 import smart_kernels
+from benchmarks import coverage
 from benchmarks.cases import SUITES, NetworkCase
 from smart.bench import benchmark, table, write_results
 from smart.peers import PEERS
@@ -31,11 +34,36 @@ def measure(case: NetworkCase, peers: list[str], backend: str, budget_s: float) 
     return rows
 
 
+def _runs(arguments: argparse.Namespace) -> list[tuple[object, Callable[..., list[dict[str, object]]]]]:
+    """Each case of a suite, and what measures it."""
+    backend, budget_s = arguments.backend, arguments.budget
+    if arguments.suite != "coverage":
+        peers = arguments.peers or ["eager", "fused", "compile"]
+        run = partial(measure, peers=peers, backend=backend, budget_s=budget_s)
+        return [(case, run) for case in SUITES[arguments.suite]]
+    run = partial(
+        coverage.measure,
+        batches=(1, 16),
+        peers=arguments.peers or ["eager", "fused"],
+        backend=backend,
+        budget_s=budget_s,
+        device=arguments.device,
+    )
+    return [(case, run) for case in coverage.CASES if arguments.only in str(case)]
+
+
 def main() -> None:
     """Parses the command line and runs the suite."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--suite", choices=SUITES, default="cpu", help="what to measure")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=["eager", "fused", "compile"], help="competitors")
+    parser.add_argument("--suite", choices=[*SUITES, "coverage"], default="cpu", help="what to measure")
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        choices=PEERS,
+        help="competitors; default: all, but for coverage eager and fused, as compiling so many takes too long",
+    )
+    parser.add_argument("--device", default="cpu", help="of the coverage suite: cpu or cuda")
+    parser.add_argument("--only", default="", help="of the coverage suite: cases whose name contains this")
     parser.add_argument("--backend", default="auto", help="of the swapped network")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument(
@@ -45,9 +73,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = []
-    for case in tqdm(SUITES[arguments.suite], unit="network", file=sys.stderr):
-        rows += measure(case, arguments.peers, arguments.backend, arguments.budget)
-        tqdm.write(table(rows))
+    for case, run in tqdm(_runs(arguments), unit="network", file=sys.stderr):
+        new = run(case)
+        rows += new
+        tqdm.write(f"{case}\n{table(new)}")
     command = f"python -m benchmarks.run {shlex.join(sys.argv[1:])}"
     print(f"written: {write_results(rows, arguments.out, arguments.suite, command)}")
 

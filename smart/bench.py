@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import smart_kernels
-from smart.layers import SmartNet
 from smart.peers import PEERS, Call
-from smart.twin import DenseTwin
+from smart.twin import dense_twin_of
 from smart.version import __version__
-from smart_kernels import native
+from smart_kernels import devices, native
 from smart_kernels.files import write_text
 from smart_kernels.model import SparseModel
 from smart_kernels.timing import interleave, percentile
@@ -31,7 +30,7 @@ Runner = tuple[str, str]  # its name and the path it runs
 
 
 def benchmark(
-    model: SmartNet,
+    model: nn.Module,
     sparse: SparseModel,
     example: Tensor,
     batches: Sequence[int] = (1, 16),
@@ -44,7 +43,7 @@ def benchmark(
     """Times a swapped network against dense peers of the same path.
 
     Args:
-        model: the network with its masks; the peers run its dense twin (:class:`smart.twin.DenseTwin`).
+        model: the network with its masks or zeros; the peers run its dense twin (:mod:`smart.twin`).
         sparse: what ``smart_kernels.swap`` made of ``model``.
         example: (N, C, H, W), whose images are repeated up to the batch sizes.
         peers: names in ``PEERS``.
@@ -62,7 +61,7 @@ def benchmark(
         VerificationError: a runner's output differs from the dense twin's by more than its dtype allows.
     """
     _check(batches, paths, peers, sparse)
-    twins = {path: DenseTwin(model, path) for path in paths}
+    twins = {path: dense_twin_of(model, path) for path in paths}
     rows: list[dict[str, Any]] = []
     for batch in progress(batches) if progress else batches:
         x = example.repeat(-(-batch // len(example)), 1, 1, 1)[:batch].contiguous()
@@ -75,7 +74,7 @@ def benchmark(
 def _time_batch(
     runners: dict[Runner, Call],
     x: Tensor,
-    twins: dict[str, DenseTwin],
+    twins: dict[str, nn.Module],
     sparse: SparseModel,
     budget_s: float,
     network: str,
@@ -96,9 +95,8 @@ def _time_batch(
     patterns = {row["pattern"] for row in report if row["pattern"] != "dense"}
     weights = sum(row["weights"] for row in report)
     density = {path: sum(row["density"][path] * row["weights"] for row in report) / weights for path in twins}
-    dense_bytes = {
-        path: sum(p.numel() * p.element_size() for p in t.parameters() if p.dim() == 4) for path, t in twins.items()
-    }
+    # Of the same layers: fully connected ones without zeros are not swapped, so they are in neither number.
+    dense_bytes = weights * x.element_size()
     rows = []
     for (name, path), samples in seconds.items():
         ours = name == SPARSE
@@ -119,7 +117,7 @@ def _time_batch(
                 "ms_p50": p50,
                 "ms_p80": p80,
                 "images_per_s": len(x) / p50 * 1e3,
-                "weight_bytes": sparse.weight_bytes if ours else dense_bytes[path],
+                "weight_bytes": sparse.weight_bytes if ours else dense_bytes,
                 "peak_bytes": peaks[name, path],
                 "max_rel_error": errors[name, path],
             }
@@ -195,18 +193,11 @@ def write_results(rows: Sequence[dict[str, Any]], where: str | Path, suite: str,
 def machine() -> dict[str, Any]:
     """What ran the measurement: processor, instruction sets, cores, GPU."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": devices.cpu_name(),
         "isa": native.cpu_isas(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def commit() -> str | None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from smart.layers import DualBatchNorm2d, SmartConv2d, SmartNet
 from smart_kernels.paths import PATHS
+from smart_kernels.settle import private_copy, settle
 
 
 class DenseTwin(nn.Module):
@@ -32,6 +33,18 @@ class DenseTwin(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) in [0, 1] -> logits (N, classes)."""
         return self.net((x - self.mean) / self.std)
+
+
+def dense_twin_of(model: nn.Module, path: str) -> nn.Module:
+    """The plain network of one path: a :class:`DenseTwin`, or of a network without paths a copy with its zeros.
+
+    What prunes or parametrizes weights before each call is settled in the copy: it would slow the dense network down.
+    """
+    if isinstance(model, SmartNet):
+        return DenseTwin(model, path)
+    twin = private_copy(model).eval().requires_grad_(False)
+    settle(twin)
+    return twin
 
 
 def _plain(module: nn.Module, path: str) -> nn.Module:

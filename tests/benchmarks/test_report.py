@@ -12,6 +12,10 @@ def test_the_tables_in_readme_are_those_of_the_result_files():
     assert report.updated(text) == text, "run `make results`"
 
 
+def test_the_coverage_table_is_that_of_its_result_files():
+    assert report.coverage() == report.COVERAGE.read_text(encoding="utf-8"), "run `make results`"
+
+
 def test_every_result_file_says_where_it_comes_from():
     for file in report.RESULTS.glob("*.json"):
         content = json.loads(file.read_text(encoding="utf-8"))
