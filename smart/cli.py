@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,10 +29,13 @@ from smart.layers import SmartNet
 from smart.masks import nonzeros
 from smart.models import list_models
 from smart.options import build_parser, given_settings, show
+from smart.rewire import check_pattern
 from smart.settings import Settings, UsageError
 from smart.train import train
 from smart.verify import verify_robustness
 from smart_kernels.files import write_text
+from smart_kernels.io import FORMAT as SWAPPED
+from smart_kernels.model import SparseModel
 from smart_kernels.report import format_table
 
 DEFAULT_EPS = 8 / 255
@@ -109,7 +113,12 @@ def _train_settings(args: Namespace, out: Path) -> Settings:
         file = out / settings.FILE_NAME
     from_file = settings.read_file(file) if file is not None else {}
     Settings.resolve(from_file, f"{file}: ")
-    return Settings.resolve({**from_file, **given_settings(args)})
+    chosen = Settings.resolve({**from_file, **given_settings(args)})
+    try:
+        check_pattern(chosen.model["pattern"], chosen.config.regrow)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return chosen
 
 
 def eval_command(args: Namespace) -> None:
@@ -154,11 +163,18 @@ def eval_command(args: Namespace) -> None:
 
 def swap_command(args: Namespace) -> None:
     """smart swap"""
+    if not (args.out or args.dry_run):
+        raise UsageError("give --out FILE for the swapped network, or --dry-run to see the plan only")
     _check_file(args.out)
+    _check_file(args.timings)
     model, _ = load_checkpoint(args.checkpoint, args.device)
     example = _example(args, model, args.batch)
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    sparse = smart_kernels.swap(model, example, args.backend, dtype)
+    options = {"strict": args.strict, "measure": not args.no_measure, "timings": smart_kernels.Timings(args.timings)}
+    if args.dry_run:
+        print(smart_kernels.swap(model, example, args.backend, dtype, dry_run=True, **options))
+        return
+    sparse = smart_kernels.swap(model, example, args.backend, dtype, **options)
     errors = smart_kernels.verify(model, sparse, example)
     smart_kernels.save(sparse, args.out)
     print(format_table(sparse.report()))
@@ -169,6 +185,50 @@ def swap_command(args: Namespace) -> None:
     )
     _say_errors(errors, example)
     _say_written(args.out)
+
+
+def export_command(args: Namespace) -> None:
+    """smart export"""
+    if args.format == "onnx" and args.path == "both":
+        raise UsageError("an ONNX file holds one path: give --path clean, adv or a lambda")
+    _check_file(args.out)
+    sparse, example = _swapped(args)
+    path = None if args.path == "both" else args.path
+    errors = smart_kernels.export(sparse, example, args.out, path, args.format, not args.fixed_batch)
+    batch = len(example) if args.fixed_batch else "N"
+    sizes = ", ".join(map(str, (batch, *example.shape[1:])))
+    given = f"images ({sizes}), {str(example.dtype).removeprefix('torch.')} on {example.device.type}"
+    print(f"format {args.format}; path {args.path}; {given}")
+    print(f"weights in memory: {text.size(sparse.total_bytes)}; file: {text.size(Path(args.out).stat().st_size)}")
+    _say_errors(errors, example)
+    _say_written(args.out)
+
+
+def _swapped(args: Namespace) -> tuple[SparseModel, Tensor]:
+    """The network that a checkpoint is swapped into, or that a file holds already; and images for it."""
+    if not _is_swapped(args.checkpoint):
+        model, _ = load_checkpoint(args.checkpoint, args.device)
+        example = _example(args, model, args.batch)
+        sparse = smart_kernels.swap(model, example, args.backend)
+        smart_kernels.verify(model, sparse, example)
+        return sparse, example
+    if args.backend != "auto":
+        raise UsageError(f"--backend is for a checkpoint: {args.checkpoint} is swapped already")
+    sparse = smart_kernels.load(args.checkpoint, args.device)
+    if args.example_shape:
+        return sparse, _random_images(args.example_shape).to(args.device)
+    flags = given_settings(args, settings.DATA)
+    if not flags:
+        raise UsageError(f"{args.checkpoint} does not say which images it is for: give --example-shape or --data")
+    return sparse, Settings.resolve(flags).load_data().test[0][: args.batch].to(args.device)
+
+
+def _is_swapped(file: str) -> bool:
+    try:
+        with safe_open(file, "pt") as opened:
+            return (opened.metadata() or {}).get("format") == SWAPPED
+    except (SafetensorError, OSError):
+        return False  # load_checkpoint will say what is wrong with it
 
 
 def verify_command(args: Namespace) -> None:
@@ -269,6 +329,7 @@ COMMANDS = {
     "train": train_command,
     "eval": eval_command,
     "swap": swap_command,
+    "export": export_command,
     "verify": verify_command,
     "bench": bench_command,
     "info": info_command,
@@ -301,10 +362,14 @@ def _data_for(args: Namespace, model: SmartNet, instead: str = "--data") -> Imag
 def _example(args: Namespace, model: SmartNet, count: int) -> Tensor:
     """Test images (N, C, H, W), at most ``count``; random ones if a shape was given."""
     if args.example_shape:
-        images = torch.rand(args.example_shape, generator=torch.Generator().manual_seed(0))
+        images = _random_images(args.example_shape)
     else:
         images = _data_for(args, model, "--data or --example-shape").test[0][:count]
     return _accepted(model, images.to(args.device))
+
+
+def _random_images(shape: Sequence[int]) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def _accepted(model: SmartNet, images: Tensor) -> Tensor:

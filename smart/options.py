@@ -16,6 +16,7 @@ from smart.models import list_models
 from smart.settings import ALL, DATA, MODEL, TRAINING, Setting
 from smart.version import __version__
 from smart_kernels.backends import BACKENDS
+from smart_kernels.export import FORMATS
 from smart_kernels.paths import PATHS, resolve
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -46,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         (_train, "train", "train a two-path network"),
         (_eval, "eval", "accuracy of a checkpoint's paths, clean and attacked"),
         (_swap, "swap", "turn a checkpoint into a network that skips its zeros"),
+        (_export, "export", "write a swapped network as a program that runs without its code"),
         (_verify, "verify", "compare a swapped network with its checkpoint, clean and attacked"),
         (_bench, "bench", "latency of a swapped network beside dense ones"),
         (_info, "info", "versions, this machine, and which backends load"),
@@ -99,14 +101,43 @@ def _eval(parser: argparse.ArgumentParser) -> None:
 
 def _swap(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
-    parser.add_argument("--out", required=True, metavar="FILE", help="the swapped network, .safetensors")
+    parser.add_argument("--out", metavar="FILE", help="the swapped network, .safetensors; needed without --dry-run")
+    parser.add_argument("--dry-run", action="store_true", help="show what would run where, and write nothing")
+    parser.add_argument("--strict", action="store_true", help="fail if a layer with zeros would have to run densely")
+    parser.add_argument(
+        "--no-measure", action="store_true", help="choose backends by estimate instead of timing layers"
+    )
+    parser.add_argument("--timings", metavar="FILE", help="keep measured times in this file, and use those it has")
     _data(parser)
     _example_shape(parser)
-    parser.add_argument(
-        "--batch", type=_checked(settings.positive), default=16, help="images of data to measure on (default: 16)"
-    )
+    _batch(parser)
     _backend(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="of weights and inputs (default: the checkpoint's)")
+    _device(parser, "cpu")
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help=f"{CHECKPOINT_HELP}, or one that smart swap wrote")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the program, .pt2 or .onnx")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="pt2",
+        help="pt2, a torch.export program; aoti, the same compiled for this machine; onnx, dense (default: pt2)",
+    )
+    parser.add_argument(
+        "--path",
+        type=_checked(_program_path),
+        default="both",
+        help="clean, adv, a lambda in [0, 1], or both: chosen at each call by a second input (default: both)",
+    )
+    parser.add_argument(
+        "--fixed-batch", action="store_true", help="the program takes batches of the example's size only"
+    )
+    _data(parser)
+    _example_shape(parser)
+    _batch(parser)
+    _backend(parser)
     _device(parser, "cpu")
 
 
@@ -212,6 +243,12 @@ def _example_shape(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _batch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--batch", type=_checked(settings.positive), default=16, help="images of data to measure on (default: 16)"
+    )
+
+
 def _paths(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--paths", nargs="+", choices=PATHS, default=list(PATHS), help="(default: clean adv)")
 
@@ -311,3 +348,7 @@ def _lambda(text: str) -> float:
     value = settings.number(text)
     resolve(value)
     return value
+
+
+def _program_path(text: str) -> str | float:
+    return text if text in ("both", *PATHS) else _lambda(text)

@@ -34,7 +34,7 @@ class Builder:
         self.paths = paths_of(model)
         self.rows: list[Row] = []
         self._choices: dict[nn.Module, Choice] = {}
-        self._refused: list[str] = []  # what strict planning had against layers
+        self._refused: dict[str, list[str]] = {}  # what strict planning has against layers -> which they are
 
     def replace(
         self,
@@ -83,7 +83,8 @@ class Builder:
             return self.planner.choose(weight, masks, *where)
         except DenseFallbackError as error:
             # Goes on, so that all refusals are told at once.
-            self._refused.append(str(error))
+            name = where[-1]
+            self._refuse(name, str(error).removeprefix(f"{name}: "))
             return Planner(measure=False).choose(weight, masks, *where)
 
     def own_bias(self, module: nn.Module) -> dict[str, Tensor] | None:
@@ -122,12 +123,15 @@ class Builder:
         nbytes = weight.numel() * weight.element_size()
         self.rows.append(Row(name, pattern, weight.numel(), density, ORIGINAL, f"left as it was: {why}", nbytes))
         if min(density.values()) < 1:
-            self._refused.append(f"{name}: {why}")
+            self._refuse(name, why)
+
+    def _refuse(self, name: str, why: str) -> None:
+        self._refused.setdefault(why, []).append(name)
 
     def check_refusals(self) -> None:
         """Raises DenseFallbackError if planning is strict and a layer with zeros would run densely."""
         if self.planner.strict and self._refused:
+            reasons = (f"{', '.join(names)}: {why}" for why, names in self._refused.items())
             raise DenseFallbackError(
-                "strict=True, but these layers would run densely (drop strict, or change them): "
-                + "; ".join(self._refused)
+                f"strict=True, but these layers would run densely (drop strict, or change them): {'; '.join(reasons)}"
             )

@@ -6,6 +6,7 @@ machine that loads them, and everything is checked before anything runs.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -23,11 +24,13 @@ from smart_kernels.files import replacing
 from smart_kernels.geometry import Geometry
 from smart_kernels.model import SparseModel
 from smart_kernels.modules import PathAffine, SparseConv2d, SparseLinear
-from smart_kernels.packing.bits import pack_bits, unpack_bits
+from smart_kernels.packing import PackedWeight
+from smart_kernels.packing.mask_codec import decode_masks, encode_masks
 from smart_kernels.report import Row
+from smart_kernels.stored_layers import read_layer, write_layer
 
 FORMAT = "smart_kernels"
-VERSION = 1
+VERSION = 2
 MAX_WEIGHT = 2**34  # numbers in one weight: more is a corrupt header, not a convolution
 
 
@@ -46,20 +49,23 @@ def save(sparse: SparseModel, path: str | os.PathLike) -> None:
         raise ValueError(f"this network cannot be saved as one file: {sparse.uncaptured}; save its state_dict instead")
     tensors: dict[str, Tensor] = {}
     modules: dict[str, dict[str, object]] = {}
+    stored: dict[int, str] = {}
     for node in sparse.net.graph.nodes:
         if node.op == "get_attr":
             tensors[node.target] = _attribute(sparse.net, node.target)
         if node.op == "call_module" and node.target not in modules:
-            modules[node.target] = _write_module(node.target, sparse.net.get_submodule(node.target), tensors)
+            modules[node.target] = _write_module(node.target, sparse.net.get_submodule(node.target), tensors, stored)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     description = {
         "paths": sparse.paths,
+        "attributes": sorted({node.target for node in sparse.net.graph.nodes if node.op == "get_attr"}),
         "graph": graph_json.encode(sparse.net.graph),
         "modules": modules,
         "rows": sparse.report(),
         "interleaves": sparse.interleaves,
     }
-    text = json.dumps(description)
+    graph_json.check_names({*modules, *(n.target for n in sparse.net.graph.nodes if n.op == "get_attr")})
+    text = json.dumps(description, separators=(",", ":"))
     metadata = {"format": FORMAT, "version": str(VERSION), "network": text, "sha256": _digest(text, tensors)}
 
     with replacing(path) as temporary:
@@ -123,21 +129,18 @@ def _attribute(root: nn.Module, name: str) -> Tensor:
 # ---- one module ----
 
 
-def _write_module(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, object]:
-    """Puts a module's tensors under its name and returns the rest of it as plain data."""
+def _write_module(
+    name: str, module: nn.Module, tensors: dict[str, Tensor], stored: dict[int, str]
+) -> dict[str, object]:
+    """Puts a module's tensors under its name and returns the rest of it as plain data.
+
+    ``stored`` holds which layer's name each packed weight was stored under: one that several use is stored once.
+    """
     if isinstance(module, SparseConv2d):
-        return _write_conv(name, module, tensors)
+        return _write_conv(name, module, tensors, stored)
     if isinstance(module, PathAffine):
         return _write_affine(name, module, tensors)
-    kind = type(module).__name__
-    if graph_json.LAYERS.get(kind, (None,))[0] is not type(module):
-        raise ValueError(
-            f"the network holds a {kind} ({name}), which a saved network cannot: {sorted(graph_json.LAYERS)}"
-        )
-    for key, value in module.state_dict().items():
-        tensors[f"{name}.{key}"] = value
-    arguments = {key: getattr(module, key) for key in graph_json.LAYERS[kind][1]}
-    return {"type": kind, "arguments": arguments, "bias": getattr(module, "bias", None) is not None}
+    return write_layer(name, module, tensors)
 
 
 def _write_affine(name: str, affine: PathAffine, tensors: dict[str, Tensor]) -> dict[str, object]:
@@ -147,24 +150,20 @@ def _write_affine(name: str, affine: PathAffine, tensors: dict[str, Tensor]) -> 
     return {"type": "PathAffine", "relu": affine.relu}
 
 
-def _write_conv(name: str, conv: SparseConv2d, tensors: dict[str, Tensor]) -> dict[str, object]:
-    packed, g = conv.packed, conv.geometry
-    masks = {path: packed.mask(path).cpu() for path in packed.paths}
-    union, weight = torch.zeros(packed.shape, dtype=torch.bool), torch.zeros(0)
-    for path, mask in masks.items():
-        dense = packed.dense(path).cpu()
-        weight = dense if not len(weight) else torch.where(union, weight, dense)
-        union |= mask
-    tensors[f"{name}.values"] = weight[union]
-    first, second = masks[packed.paths[0]], masks[packed.paths[-1]]
-    tensors[f"{name}.mask.{packed.paths[0]}"] = pack_bits(first)
-    if not torch.equal(first, second):
-        tensors[f"{name}.mask.{packed.paths[-1]}"] = pack_bits(second)
+def _write_conv(name: str, conv: SparseConv2d, tensors: dict[str, Tensor], stored: dict[int, str]) -> dict[str, object]:
+    g = conv.geometry
+    weight_of = stored.setdefault(id(conv.packed), name)
+    if weight_of == name:
+        weight, masks = conv.packed.unpack()
+        union = functools.reduce(torch.logical_or, masks.values())
+        tensors[f"{name}.values"] = weight[union]
+        tensors |= {f"{name}.{key}": data for key, data in encode_masks(masks).items()}
     for kind in ("scale", "bias"):
         for path, value in getattr(conv, kind).as_dict().items() if getattr(conv, kind) is not None else ():
             tensors[f"{name}.{kind}.{path}"] = value
     return {
         "type": type(conv).__name__,
+        "weight_of": weight_of,
         "geometry": [g.weight_shape, g.stride, g.padding, g.dilation, g.groups],
         "backend": conv.backend,
         "scale": conv.scale is not None,
@@ -184,16 +183,17 @@ def _build(description: Mapping[str, object], tensors: Mapping[str, Tensor], dev
     if not 1 <= len(paths) <= 2:
         raise ValueError(f"{len(paths)} paths")
     rows = [Row(**row) for row in description["rows"]]
-    modules = {}
+    modules: dict[str, nn.Module] = {}
     for name, entry in description["modules"].items():
         if entry["type"] in ("SparseConv2d", "SparseLinear"):
-            modules[name] = _read_conv(name, entry, tensors, paths, rows, device)
+            modules[name] = _read_conv(name, entry, tensors, paths, rows, device, modules)
         elif entry["type"] == "PathAffine":
             modules[name] = _read_affine(name, entry, tensors, paths, None)
         else:
-            modules[name] = _read_layer(name, entry, tensors)
-    graph = graph_json.decode(description["graph"], modules, tensors)
-    root = {**modules, **{n.target: tensors[n.target] for n in graph.nodes if n.op == "get_attr"}}
+            modules[name] = read_layer(name, entry, tensors)
+    attributes = [str(name) for name in description["attributes"]]
+    graph = graph_json.decode(description["graph"], modules, attributes)
+    root = {**modules, **{name: tensors[name] for name in attributes}}
     sparse = SparseModel(fx.GraphModule(root, graph), paths, rows, takes_path=True)
     sparse.interleaves = bool(description["interleaves"])
     return sparse
@@ -217,15 +217,41 @@ def _read_conv(
     paths: tuple[str, ...],
     rows: list[Row],
     device: torch.device,
+    before: Mapping[str, nn.Module],
 ) -> SparseConv2d:
     shape, stride, padding, dilation, groups = entry["geometry"]
     geometry = Geometry(tuple(shape), tuple(stride), tuple(padding), tuple(dilation), groups)
     if math.prod(geometry.weight_shape) > MAX_WEIGHT:
         raise ValueError(f"weight of {name} has shape {shape}")
-    first = unpack_bits(tensors[f"{name}.mask.{paths[0]}"], geometry.weight_shape)
-    other = tensors.get(f"{name}.mask.{paths[-1]}")
-    masks = {paths[0]: first, paths[-1]: first if other is None else unpack_bits(other, geometry.weight_shape)}
-    union = masks[paths[0]] | masks[paths[-1]]
+    if entry["weight_of"] == name:
+        packed, backend = _read_weight(name, entry, tensors, paths, rows, device, geometry)
+    else:
+        packed, backend = before[entry["weight_of"]].packed, before[entry["weight_of"]].backend
+        if tuple(packed.shape) != geometry.weight_shape:
+            raise ValueError(f"{name} has another shape than the layer whose weight it uses")
+    channels = geometry.weight_shape[0]
+    scale, bias = (
+        _per_path(tensors, name, kind, paths, channels) if entry[kind] else None for kind in ("scale", "bias")
+    )
+    pad = entry["pad"] and (tuple(int(n) for n in entry["pad"][0]), str(entry["pad"][1]))
+    second = entry["second"] and _read_affine(f"{name}.second", entry["second"], tensors, paths, channels)
+    input_shape = entry["input_shape"] and tuple(int(n) for n in entry["input_shape"])
+    cls = SparseLinear if entry["type"] == "SparseLinear" else SparseConv2d
+    return cls(packed, geometry, backend, scale, bias, bool(entry["relu"]), pad, second or None, input_shape)
+
+
+def _read_weight(
+    name: str,
+    entry: Mapping[str, object],
+    tensors: Mapping[str, Tensor],
+    paths: tuple[str, ...],
+    rows: list[Row],
+    device: torch.device,
+    geometry: Geometry,
+) -> tuple[PackedWeight, str]:
+    """The packed weight stored under a layer's name, and the backend it is packed for."""
+    masks = decode_masks(lambda key: tensors.get(f"{name}.{key}"), paths, geometry.weight_shape)
+    union = functools.reduce(torch.logical_or, masks.values())
     values = tensors[f"{name}.values"]
     if values.shape != (int(union.sum()),):
         raise ValueError(f"{name} has {values.numel()} values for {int(union.sum())} weights")
@@ -239,16 +265,7 @@ def _read_conv(
         for row in rows:
             if row.name == name:
                 row.backend, row.why = "dense", verdict.why
-    channels = geometry.weight_shape[0]
-    scale, bias = (
-        _per_path(tensors, name, kind, paths, channels) if entry[kind] else None for kind in ("scale", "bias")
-    )
-    pad = entry["pad"] and (tuple(int(n) for n in entry["pad"][0]), str(entry["pad"][1]))
-    second = entry["second"] and _read_affine(f"{name}.second", entry["second"], tensors, paths, channels)
-    input_shape = entry["input_shape"] and tuple(int(n) for n in entry["input_shape"])
-    cls = SparseLinear if entry["type"] == "SparseLinear" else SparseConv2d
-    packed = backend.pack(weight, masks)
-    return cls(packed, geometry, backend.name, scale, bias, bool(entry["relu"]), pad, second or None, input_shape)
+    return backend.pack(weight, masks), backend.name
 
 
 def _per_path(
@@ -258,15 +275,3 @@ def _per_path(
     if any(value.dim() != 1 or (channels and len(value) != channels) for value in values.values()):
         raise ValueError(f"{kind} of {name} is not one number a channel")
     return values
-
-
-def _read_layer(name: str, entry: Mapping[str, object], tensors: Mapping[str, Tensor]) -> nn.Module:
-    cls, arguments = graph_json.LAYERS[entry["type"]]
-    given = {key: entry["arguments"][key] for key in arguments}
-    if cls is nn.Linear:
-        # The shape is taken from the stored weight, so that a lying header cannot ask for any amount of memory.
-        given = {"out_features": len(tensors[f"{name}.weight"]), "in_features": tensors[f"{name}.weight"].shape[1]}
-        given |= {"bias": entry["bias"], "dtype": tensors[f"{name}.weight"].dtype}
-    layer = cls(**given)
-    layer.load_state_dict({key: tensors[f"{name}.{key}"] for key in layer.state_dict()})
-    return layer.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Other forms of a swapped network: its dense twin in plain torch layers, and the one-path network of one of its paths."""
+"""Other forms of a swapped network: a path's dense twin in plain torch layers, and a network of that path alone."""
 
 from __future__ import annotations
 

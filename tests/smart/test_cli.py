@@ -155,6 +155,20 @@ def test_swap_on_a_shape_in_another_dtype(checkpoint, tmp_path, smart):
     assert smart("verify", checkpoint, out, *shape)[0] == 0
 
 
+def test_swap_plans_only(checkpoint, tmp_path, smart):
+    times = tmp_path / "new" / "times.json"
+    code, out, _ = smart("swap", checkpoint, "--dry-run", "--strict", "--timings", times)
+    assert code == 0 and "stages.0.0.conv1" in out and "written" not in out
+    kept = json.loads(times.read_text())["us"]
+    assert smart("swap", checkpoint, "--dry-run", "--timings", times)[0] == 0
+    assert json.loads(times.read_text())["us"] == kept
+    code, out, _ = smart("swap", checkpoint, "--dry-run", "--no-measure")
+    assert code == 0 and "(estimated, not measured)" in out
+    assert_refused(smart("swap", checkpoint), 2, "--out", "--dry-run")
+    assert_refused(smart("swap", checkpoint, "--dry-run", "--strict", "--dtype", "bfloat16"), 1, "bfloat16", "strict")
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 def test_verify_compares_robustness(checkpoint, packed, tmp_path, smart):
     file = tmp_path / "new" / "v.json"
     quick = ["--steps", 2, "--queries", 5, "--limit", 9, "--no-progress"]

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 
 import pytest
 import torch
@@ -66,7 +67,26 @@ def test_values_are_stored_once_and_masks_as_bits(saved, model):
     tensors, _ = parts(saved)
     conv = model.layers[0].conv1
     assert len(tensors["layers.0.conv1.values"]) == int((conv.mask_clean | conv.mask_adv).sum())
-    assert len(tensors["layers.0.conv1.mask.clean"]) == -(-conv.weight.numel() // 8)
+    assert len(tensors["layers.0.conv1.mask.clean"]) < -(-conv.weight.numel() // 8)  # bits, deflated
+
+
+def test_a_weight_used_twice_is_stored_once(images, tmp_path):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x):
+            return torch.relu(self.conv(x)) + self.conv(x * 2)
+
+    model = Twice().eval()
+    model.conv.weight.data[0, 0, 0] = 0
+    sparse, path = swap(model, images), tmp_path / "x.safetensors"
+    save(sparse, path)
+    assert [name for name in parts(path)[0] if name.endswith(".values")] == ["conv.values"]
+    loaded = load(path)
+    assert torch.equal(loaded(images), sparse(images))
+    assert loaded.weight_bytes == sparse.weight_bytes
 
 
 def test_saving_twice_gives_the_same_bytes(saved, tmp_path):
@@ -149,6 +169,13 @@ HOSTILE = {
     "a negative padding": lambda t, n: n["modules"]["stem"]["geometry"].__setitem__(2, [-1, -1, -1, -1]),
     "scales of another length": lambda t, n: t.update({"stem.scale.clean": torch.zeros(3)}),
     "an unknown backend": lambda t, n: n["modules"]["stem"].update(backend="os"),
+    "a node named as code": lambda t, n: n["graph"][2].update(name="x):\n import os\ndef f("),
+    "a layer named as code": lambda t, n: n["modules"].update({"a = 1; b": n["modules"]["classifier"]}),
+    "a huge layer": lambda t, n: n["modules"]["classifier"]["arguments"].update(in_features=2**40),
+    "a weight of a layer that is none": lambda t, n: n["modules"]["stem"].update(weight_of="classifier"),
+    "a deflated bomb": lambda t, n: t.update(
+        {"layers.0.conv1.mask.clean": torch.frombuffer(bytearray(zlib.compress(bytes(2**24))), dtype=torch.uint8)[:200]}
+    ),
     "no path": lambda t, n: n.update(paths=[]),
     "three paths": lambda t, n: n.update(paths=["a", "b", "c"]),
 }
@@ -169,7 +196,7 @@ class Custom(nn.Module):
         return torch.linalg.vector_norm(x, dim=1, keepdim=True)
 
 
-@pytest.mark.parametrize("layer", [Custom(), nn.PReLU()], ids=["function", "layer"])
+@pytest.mark.parametrize("layer", [Custom(), nn.Unfold(2)], ids=["function", "layer"])
 def test_what_a_file_cannot_hold_is_refused_when_saved(layer, images, tmp_path):
     sparse = swap(nn.Sequential(nn.Conv2d(1, 4, 3), layer).eval(), images)
     with pytest.raises(ValueError, match="saved network cannot"):
