@@ -70,6 +70,8 @@ cpu::Problem read_problem(const Tensor& x, const std::vector<int64_t>& geometry,
   p.groups = g[12];
   for (const int i : {0, 1, 2, 3, 4, 5, 10, 11, 12})
     SMART_CHECK(g[i] > 0, "geometry[", i, "] is ", g[i], ": at least 1 is needed");
+  for (const int i : {4, 5, 6, 7, 8, 9, 10, 11})
+    SMART_CHECK(g[i] <= 1024, "geometry[", i, "] is ", g[i], ": strides, paddings and dilations are at most 1024");
   for (const int i : {6, 7, 8, 9})
     SMART_CHECK(g[i] >= 0, "geometry[", i, "] is ", g[i], ": padding must not be negative");
   SMART_CHECK(p.out_channels % p.groups == 0, p.out_channels, " output channels cannot be split into ", p.groups,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+MAX_NUMBER = 1024  # of strides, dilations and paddings: far larger ones overflow sizes, and come from corrupt files
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -36,6 +38,10 @@ class Geometry:
         if min(self.stride) < 1 or min(self.dilation) < 1 or self.groups < 1:
             raise ValueError(
                 f"stride {self.stride}, dilation {self.dilation}, groups {self.groups}: each must be at least 1"
+            )
+        if max(*self.stride, *self.dilation, *self.padding) > MAX_NUMBER:
+            raise ValueError(
+                f"stride {self.stride}, dilation {self.dilation}, padding {self.padding}: at most {MAX_NUMBER} each"
             )
         if min(self.padding) < 0:
             raise ValueError(f"padding {self.padding} is negative: crop the input instead")
