@@ -14,6 +14,9 @@ class NetworkCase:
     density: float
     batches: tuple[int, ...]
 
+    def __str__(self) -> str:
+        return f"{self.network}, density {self.density}"
+
 
 @dataclass(frozen=True)
 class LayerCase:
@@ -31,9 +34,11 @@ class LayerCase:
 SUITES: dict[str, list[NetworkCase]] = {
     "cpu": [
         NetworkCase("tiny", (1, 8, 8), 0.2, (1, 16)),
-        NetworkCase("resnet34", (3, 32, 32), 0.2, (1, 16)),
-        NetworkCase("wrn_16_8", (3, 32, 32), 0.2, (1, 16)),
-        NetworkCase("wrn_40_2", (3, 96, 96), 0.2, (1, 16)),
+        *(
+            NetworkCase(network, image, density, batches)
+            for network, image in (("resnet34", (3, 32, 32)), ("wrn_16_8", (3, 32, 32)), ("wrn_40_2", (3, 96, 96)))
+            for density, batches in ((0.1, (1,)), (0.2, (1, 16, 64)), (0.36, (1, 16)))
+        ),
     ],
     "smoke": [NetworkCase("tiny", (1, 8, 8), 0.2, (1, 2))],
 }

@@ -1,58 +1,31 @@
 """Turns result files into the tables people read: ``python -m benchmarks.report`` (``make results``).
 
-It rewrites what stands in README.md between its markers, and docs/coverage.md; with up-to-date files it changes
-nothing.
+It rewrites what stands in README.md between its markers, docs/coverage.md, and docs/images/cpu.png; with up-to-date
+files it changes nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from smart import plots
 from smart.bench import SPARSE
+from smart.bench_tables import markdown
 from smart.demo import summary
+from smart.results import read
 from smart_kernels.paths import PATHS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 COVERAGE = ROOT / "docs" / "coverage.md"
+PICTURE = ROOT / "docs" / "images" / "cpu.png"
 DEMO = RESULTS / "demo"  # reports of `smart demo`, one a seed
 BEGIN, END = "<!-- {}: written by `make results` -->", "<!-- end of {} -->"
-
-
-def render(results: Mapping[str, Any], name: str) -> str:
-    """One result file as a Markdown table: a line for each network, batch and path."""
-    rows = results["rows"]
-    runners = [runner for runner in dict.fromkeys(row["runner"] for row in rows) if runner != SPARSE]
-    heading = ["network", "batch", "path", *(f"{runner} ms" for runner in runners), "sparse ms", "speed-up", "weights"]
-    lines = [f"| {' | '.join(heading)} |", "|" + "---|" * len(heading)]
-    cases: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
-        cases.setdefault((row["network"], row["batch"], row["path"]), {})[row["runner"]] = row
-    for (network, batch, path), case in cases.items():
-        sparse, dense = case[SPARSE], [case[runner] for runner in runners]
-        times = " | ".join(_short(row["ms_p50"]) for row in (*dense, sparse))
-        speed_up = min(row["ms_p50"] for row in dense) / sparse["ms_p50"]
-        memory = sparse["weight_bytes"] / dense[0]["weight_bytes"]
-        lines.append(f"| {network} | {batch} | {path} | {times} | {speed_up:.2f}x | {memory:.2f} |")
-    machine, first = results["machine"], rows[0]
-    threads = f"{first['threads']} thread{'s' if first['threads'] > 1 else ''}"
-    lines += [
-        "",
-        f"{machine['gpu'] or machine['cpu']}, {threads}, {first['dtype']}, torch {results['versions']['torch']}; "
-        f"density {first['density']:.2g} a path, random masks. Medians of runs in turns, outputs verified before. "
-        "*speed-up*: against the fastest dense runner of the line. *weights*: memory of both paths together against "
-        f"one dense copy. Measured at commit `{results['commit']}` with `{results['command']}`: "
-        f"[{name}](benchmarks/results/{name}).",
-    ]
-    return "\n".join(lines)
-
-
-def _short(ms: float) -> str:
-    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 def insert(readme: str, part: str, content: str) -> str:
@@ -64,10 +37,15 @@ def insert(readme: str, part: str, content: str) -> str:
     return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
-def suites() -> str:
-    """The tables of all result files, newest last."""
-    files = sorted(file for file in RESULTS.glob("*.json") if not file.name.startswith("coverage-"))
-    return "\n\n".join(render(json.loads(file.read_text(encoding="utf-8")), file.name) for file in files)
+def suite() -> str:
+    """The table of the newest results of the CPU suite."""
+    file = newest("cpu-cpu")
+    return markdown(read(file), f": [{file.name}](benchmarks/results/{file.name})")
+
+
+def newest(begin: str) -> Path:
+    """The results file of the latest date; ``begin`` is its suite and device."""
+    return sorted(RESULTS.glob(f"{begin}-*.json"))[-1]
 
 
 def demo() -> str:
@@ -85,7 +63,7 @@ def seeds() -> str:
     return "\n".join(lines)
 
 
-PARTS = {"results": suites, "demo": demo, "seeds": seeds}
+PARTS = {"results": suite, "demo": demo, "seeds": seeds}
 
 
 def updated(readme: str) -> str:
@@ -148,10 +126,33 @@ def _coverage_table(results: Mapping[str, Any], name: str) -> str:
     return "\n".join([f"## {DEVICES[first['device']]}", "", *lines, "", note])
 
 
+def draw() -> None:
+    """Draws the newest results of the CPU suite, unless the picture shows them already."""
+    file = newest("cpu-cpu")
+    if not PICTURE.exists() or not is_of(PICTURE, file):
+        plots.plot_benchmark(PICTURE, read(file), comment=_digest(file))
+
+
+def is_of(picture: Path, file: Path) -> bool:
+    """Whether a picture was drawn from a results file as it is now: it says so itself.
+
+    Two versions of matplotlib draw the same numbers differently, so that pictures cannot be compared.
+    """
+    return _digest(file).encode() in picture.read_bytes()
+
+
+def _digest(file: Path) -> str:
+    return f"sha256 of its results: {hashlib.sha256(file.read_bytes()).hexdigest()}"
+
+
 def main() -> None:
-    """Rewrites README.md and docs/coverage.md."""
+    """Rewrites README.md, docs/coverage.md and the picture."""
     README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
     COVERAGE.write_text(coverage(), encoding="utf-8")
+    if why := plots.missing():
+        print(f"{PICTURE.name} is left as it is: {why}")
+    else:
+        draw()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import smart_kernels
-from smart import bench, settings, text
+from smart import bench, bench_tables, plots, results, settings, text
 from smart.checkpoint import load_checkpoint
 from smart.data import ImageData
 from smart.demo import run_demo
@@ -29,6 +29,7 @@ from smart.layers import SmartNet
 from smart.masks import nonzeros
 from smart.models import list_models
 from smart.options import build_parser, given_settings, show
+from smart.peers import select
 from smart.rewire import check_pattern
 from smart.settings import Settings, UsageError
 from smart.train import train
@@ -273,7 +274,11 @@ def verify_command(args: Namespace) -> None:
 
 def bench_command(args: Namespace) -> None:
     """smart bench"""
-    _check_file(args.json)
+    for file in (args.json, args.markdown, args.plot):
+        _check_file(file)
+    if args.plot and (why := plots.missing()):
+        raise UsageError(f"--plot draws nothing: {why}")
+    peers = _peers(args)
     if args.threads:
         torch.set_num_threads(args.threads)
     model, shape = _network(args)
@@ -282,12 +287,28 @@ def bench_command(args: Namespace) -> None:
     sparse = smart_kernels.swap(model, example, args.backend)
     name = model.spec["name"]
     progress = partial(tqdm, desc="bench", unit="batch", disable=not args.progress)
-    rows = bench.benchmark(model, sparse, example, args.batches, args.paths, args.peers, args.budget, name, progress)
-    print(f"{name} on {'x'.join(map(str, shape))} images, {torch.get_num_threads()} threads, {args.device}, medians")
-    print(bench.table(rows))
+    rows = bench.benchmark(model, sparse, example, args.batches, args.paths, peers, args.budget, name, progress)
+    print(f"{name} on {'x'.join(map(str, shape))} images, {torch.get_num_threads()} threads, {args.device}; ms a batch")
+    print(bench_tables.table(rows))
+    content = results.results(rows, args.command_line)
     if args.json:
-        bench.write_results(rows, args.json, "bench", args.command_line)
-    _say_written(args.json)
+        results.write(content, args.json)
+    if args.markdown:
+        write_text(args.markdown, bench_tables.markdown(content) + "\n")
+    if args.plot:
+        plots.plot_benchmark(args.plot, content)
+    _say_written(args.json, args.markdown, args.plot)
+
+
+def _peers(args: Namespace) -> list[str]:
+    """The dense peers to run against; says which were left out."""
+    try:
+        names, note = select(args.peers, args.device.type)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if note:
+        print(note, file=sys.stderr)
+    return names
 
 
 def _network(args: Namespace) -> tuple[SmartNet, tuple[int, int, int]]:

@@ -22,6 +22,7 @@ from smart.evaluate import Evaluation, evaluate
 from smart.layers import SmartConv2d, SmartNet, smart_convs
 from smart.masks import macs, nonzeros
 from smart.recipes import demo_config
+from smart.results import write_results
 from smart.settings import Settings
 from smart.train import TrainResult, train
 from smart_kernels.files import write_text
@@ -92,7 +93,7 @@ def run_demo(
         network=MODEL,
         progress=partial(tqdm, desc="bench", unit="batch", disable=not progress),
     )
-    bench.write_results(rows, out / "benchmark.json", "demo", _command(out, settings))
+    write_results(rows, out / "benchmark.json", _command(out, settings))
 
     facts = {
         "file_bytes": packed.stat().st_size,

@@ -7,8 +7,9 @@ import platform
 
 import torch
 
-from smart.bench import PEERS, machine
 from smart.models import list_models
+from smart.peers import PEERS, missing
+from smart.results import machine
 from smart.text import align
 from smart.version import __version__
 from smart_kernels import native
@@ -30,7 +31,7 @@ def describe() -> str:
         ("processor", f"{about['cpu']}; instruction sets used: {', '.join(about['isa']) or 'none'}"),
         ("GPU", about["gpu"] or "none that torch sees"),
         ("models", ", ".join(list_models())),
-        ("peers", ", ".join(PEERS)),
+        ("peers", ", ".join(name for name in PEERS if not missing(name))),
     ]
     verdicts = {name: backend.available().why for name, backend in BACKENDS.items()}
     verdicts["cuda kernels"] = native.cuda_missing() or ""

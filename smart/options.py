@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 import torch
 
 from smart import settings
-from smart.bench import PEERS
 from smart.evaluate import attack_steps
 from smart.models import list_models
+from smart.peers import ALL as ALL_PEERS
+from smart.peers import PEERS
 from smart.settings import ALL, DATA, MODEL, TRAINING, Setting
 from smart.version import __version__
 from smart_kernels.backends import BACKENDS
@@ -193,7 +194,12 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     )
     _paths(parser)
     parser.add_argument(
-        "--peers", nargs="+", choices=tuple(PEERS), default=["eager"], help="dense ones to run against (default: eager)"
+        "--peers",
+        nargs="+",
+        choices=(ALL_PEERS, *PEERS),
+        default=["eager"],
+        metavar="PEER",
+        help=f"dense ones to run against: {', '.join(PEERS)}, or all that are installed (default: eager)",
     )
     parser.add_argument("--threads", type=_checked(settings.positive), help="(default: torch's own choice)")
     parser.add_argument(
@@ -205,6 +211,8 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     )
     _backend(parser)
     parser.add_argument("--json", metavar="FILE", help="write the rows with machine, versions and commit")
+    parser.add_argument("--markdown", metavar="FILE", help="write them as a table")
+    parser.add_argument("--plot", metavar="FILE", help="draw them as bars, a .png; needs matplotlib")
     _progress(parser)
     _device(parser, "cpu")
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from smart.bench_tables import Case, cases
 from smart.text import attack_name, compare
 
 if TYPE_CHECKING:
@@ -23,6 +24,19 @@ CLEAN, ADV, BOTH, NEITHER, DENSE, OTHER = "#0072B2", "#D55E00", "#2B2B2B", "#ECE
 KINDS = {"neither path": NEITHER, "clean path only": CLEAN, "adversarial path only": ADV, "both paths": BOTH}
 # Of the same palette: no attack, and ever stronger ones.
 ATTACKS = ("#009E73", "#E69F00", "#CC79A7", "#56B4E9")
+# Dense runners: PyTorch's in greys, other runtimes in light colours.
+RUNNERS = {
+    "eager": "#DDDDDD",
+    "fused": "#BFBFBF",
+    "compile": "#9A9A9A",
+    "onnxruntime": "#F0D58C",
+    "openvino": "#9FD8C4",
+    "openvino-bf16": "#5FB79A",
+    "ncnn": "#E3BBD1",
+    "deepsparse": "#B9DDF1",
+    "sparse, clean path": CLEAN,
+    "sparse, adv path": ADV,
+}
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -44,8 +58,8 @@ def missing() -> str | None:
 
 
 @contextmanager
-def _picture(file: str | Path, size: tuple[float, float], title: str) -> Iterator[Figure]:
-    """A figure of ``size`` inches that is written to ``file`` when the block ends."""
+def _picture(file: str | Path, size: tuple[float, float], title: str, comment: str | None = None) -> Iterator[Figure]:
+    """A figure of ``size`` inches that is written to ``file`` when the block ends; ``comment`` goes into the file."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -56,7 +70,8 @@ def _picture(file: str | Path, size: tuple[float, float], title: str) -> Iterato
         FigureCanvasAgg(figure)
         figure.suptitle(title, fontweight="bold")
         yield figure
-        figure.savefig(file, dpi=DPI)
+        # Without the writer's name and version: the same picture is the same file.
+        figure.savefig(file, dpi=DPI, metadata={"Software": None, "Comment": comment})
 
 
 def plot_accuracy(
@@ -204,3 +219,67 @@ def _colour(name: str) -> str:
         if word in name:
             return colour
     return DENSE
+
+
+def plot_benchmark(file: str | Path, results: Mapping[str, Any], comment: str | None = None) -> None:
+    """Bars of images per second, a panel for each network: every dense peer, and the sparse paths beside them.
+
+    Args:
+        results: as in a results file (:mod:`smart.results`).
+        comment: goes into the file, unseen.
+    """
+    panels: dict[str, list[Case]] = {}
+    for case in cases(results["rows"]):
+        panels.setdefault(case.first["network"], []).append(case)
+    counts = sorted({row["threads"] for row in results["rows"]})
+    threads = f"{' or '.join(map(str, counts))} thread{'s' if counts[-1] > 1 else ''}"
+    machine = results["machine"]["gpu"] or results["machine"]["cpu"]
+    title = f"Images per second, sparse beside dense: {machine}, {threads}"
+    with _picture(file, (9.6, 1.1 + 2.1 * len(panels)), title, comment) as figure:
+        grid = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+        for axes, (network, found) in zip(grid, panels.items(), strict=True):
+            _throughput_bars(axes, found, len(counts) > 1)
+            axes.set_title(network, loc="left")
+        handles = {label: bar for axes in grid for bar, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        note = (
+            "Numbers: the slower sparse path against the fastest dense runner of its precision.\n"
+            "Thin lines: from the 20th to the 80th percentile."
+        )
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, title=note)
+
+
+def _throughput_bars(axes: Axes, found: Sequence[Case], show_threads: bool) -> None:
+    """A group of bars for each case; over it, how the slower sparse path compares with the fastest dense runner."""
+    bars = list(dict.fromkeys(name for case in found for name in (*case.dense, *_sparse_bars(case))))
+    width = 0.84 / len(bars)
+    for i, name in enumerate(bars):
+        drawn = [(at, row) for at, case in enumerate(found) if (row := (case.dense | _sparse_bars(case)).get(name))]
+        places = [at + (i - (len(bars) - 1) / 2) * width for at, _ in drawn]
+        # The time below which 80 % of the runs lie gives the lower rate.
+        low, rates, high = ([_rate(row, key) for _, row in drawn] for key in ("ms_p80", "ms_p50", "ms_p20"))
+        spread = [[rate - least for rate, least in zip(rates, low, strict=True)]]
+        spread.append([most - rate for rate, most in zip(rates, high, strict=True)])
+        line = {"elinewidth": 0.7, "ecolor": BOTH}
+        axes.bar(places, rates, width, yerr=spread, error_kw=line, color=RUNNERS.get(name, OTHER), label=name)
+    for at, case in enumerate(found):
+        if ratios := [ratio for row in case.sparse.values() if (ratio := case.speed_up(row))]:
+            top = max(_rate(row, "ms_p20") for row in case.sparse.values())
+            place = at + (len(bars) - len(case.sparse)) / 2 * width
+            note = f"{min(ratios):.2f}x"
+            axes.annotate(note, (place, top), (0, 3), textcoords="offset points", ha="center", fontweight="bold")
+    labels = [f"batch {case.first['batch']}\ndensity {case.first['density']:.2g}" for case in found]
+    if show_threads:
+        labels = [f"{label}\n{case.first['threads']} threads" for label, case in zip(labels, found, strict=True)]
+    axes.set_xticks(range(len(found)), labels)
+    axes.set(xlim=(-0.5, len(found) - 0.5), ylabel="images / s")
+    axes.margins(y=0.15)
+    axes.tick_params(axis="x", length=0)
+    axes.grid(axis="y", color="#E5E5E5")
+
+
+def _rate(row: Mapping[str, Any], milliseconds: str) -> float:
+    return 1e3 * row["batch"] / row[milliseconds]
+
+
+def _sparse_bars(case: Case) -> dict[str, Mapping[str, Any]]:
+    return {f"sparse, {path} path": row for path, row in case.sparse.items()}

@@ -1,6 +1,5 @@
 import json
-import subprocess
-import sys
+import shutil
 
 import pytest
 
@@ -29,10 +28,29 @@ def test_readme_without_markers_is_refused():
         report.insert("# A title", "results", "a table")
 
 
-def test_a_suite_runs_from_the_command_line(tmp_path):
-    command = ["-m", "benchmarks.run", "--suite", "smoke", "--peers", "eager", "--budget", "0.01", "--out"]
-    subprocess.run([sys.executable, *command, str(tmp_path)], check=True, capture_output=True, cwd=report.ROOT)
-    (file,) = tmp_path.iterdir()
-    rows = json.loads(file.read_text())["rows"]
-    assert {row["runner"] for row in rows} == {"eager", "smart_kernels"}
-    assert "| tiny | 2 | adv |" in report.render(json.loads(file.read_text()), file.name)
+def test_the_picture_is_of_the_newest_results():
+    assert report.is_of(report.PICTURE, report.newest("cpu-cpu")), "run `make results`"
+
+
+def test_the_picture_is_drawn_when_the_results_changed_only(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    for name in ("cpu-cpu-2000-01-02.json", "cpu-cpu-2000-01-01.json"):
+        shutil.copy(report.newest("cpu-cpu"), tmp_path / name)
+    picture = tmp_path / "cpu.png"
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "PICTURE", picture)
+    report.draw()
+    first, age = picture.read_bytes(), picture.stat().st_mtime_ns
+    report.draw()
+    assert picture.stat().st_mtime_ns == age
+    (tmp_path / "cpu-cpu-2000-01-01.json").write_text("of no interest")
+    report.draw()
+    assert picture.stat().st_mtime_ns == age
+    picture.unlink()
+    report.draw()
+    assert picture.read_bytes() == first, "the same picture must be the same file"
+    newest = tmp_path / "cpu-cpu-2000-01-02.json"
+    newest.write_text(newest.read_text() + "\n")
+    assert not report.is_of(picture, newest)
+    report.draw()
+    assert report.is_of(picture, newest)

@@ -13,7 +13,7 @@ import yaml
 from small import make_data
 
 import smart_kernels
-from smart import cli, options, settings
+from smart import cli, options, peers, plots, settings
 from smart.checkpoint import load_checkpoint, read_checkpoint
 from smart.config import TrainConfig
 from smart.layers import smart_convs
@@ -236,9 +236,34 @@ def test_bench_of_a_checkpoint_and_of_a_name(checkpoint, tmp_path, smart):
     code, out, _ = smart("bench", checkpoint, *quick, "--peers", "eager", "fused", "--json", tmp_path / "b.json")
     assert code == 0 and "1x6x6 images" in out
     content = json.loads((tmp_path / "b.json").read_text())
-    assert len(content["rows"]) == 2 * 2 * 3 and content["command"].startswith("smart bench")
+    assert len(content["rows"]) == 2 * (2 + 2) and content["command"].startswith("smart bench")
     code, out, _ = smart("bench", "tiny", "--density", 0.1, "--image-shape", 3, 8, 8, "--paths", "adv", *quick)
     assert code == 0 and "3x8x8 images" in out
+
+
+def test_bench_writes_a_table_and_a_picture(tmp_path, smart):
+    pytest.importorskip("matplotlib")
+    quick = ["--image-shape", 3, 8, 8, "--batches", 1, "--budget", 0, "--no-progress"]
+    files = ["--markdown", tmp_path / "b.md", "--plot", tmp_path / "b.png"]
+    code, out, _ = smart("bench", "tiny", *quick, *files)
+    assert code == 0 and str(tmp_path / "b.png") in out
+    assert "| tiny | 0.2 | 1 |" in (tmp_path / "b.md").read_text()
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_against_all_says_which_are_not_installed(smart, monkeypatch):
+    quick = ["--image-shape", 3, 8, 8, "--batches", 1, "--budget", 0, "--no-progress"]
+    monkeypatch.setattr(peers, "missing", lambda name: None if name in ("eager", "fused") else "not installed")
+    code, out, err = smart("bench", "tiny", *quick, "--peers", "all")
+    assert code == 0 and "fused" in out and "compile" not in out
+    assert "not installed, so not measured: compile, onnxruntime" in err
+
+
+def test_bench_against_what_is_not_installed(smart, monkeypatch):
+    monkeypatch.setattr(peers, "missing", lambda name: f"peer {name!r} needs what is not installed: pip install it")
+    assert_refused(smart("bench", "tiny", "--peers", "ncnn"), 2, "peer 'ncnn'", "pip install")
+    monkeypatch.setattr(plots, "missing", lambda: "matplotlib is not installed: pip install matplotlib")
+    assert_refused(smart("bench", "tiny", "--plot", "b.png"), 2, "--plot", "pip install matplotlib")
 
 
 def test_info(smart):

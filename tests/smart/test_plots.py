@@ -75,3 +75,36 @@ def test_global_style_is_left_alone(pixels):
 def test_missing_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install matplotlib" in plots.missing()
+
+
+def bench_row(runner, path="clean", **other):
+    times = {"ms_p20": 0.9, "ms_p50": 1.0, "ms_p80": 1.1}
+    facts = {"network": "net", "pattern": "unstructured", "density": 0.2, "batch": 1, "device": "cpu", "threads": 1}
+    return {**facts, **times, "dtype": "float32", "runner": runner, "path": path, **other}
+
+
+BENCHMARK = {
+    "machine": {"cpu": "a processor", "gpu": None},
+    "rows": [
+        bench_row("eager", ms_p20=1.8, ms_p50=2.0, ms_p80=2.2),
+        bench_row("smart_kernels"),
+        bench_row("smart_kernels", "adv"),
+        bench_row("smart_kernels", batch=2, threads=2),  # nothing beside it
+    ],
+}
+
+
+def test_benchmark(pixels):
+    image = pixels(plots.plot_benchmark, BENCHMARK)
+    clean, adv, dense = (share_of(image, colour) for colour in (plots.CLEAN, plots.ADV, plots.RUNNERS["eager"]))
+    # The second clean bar is twice as high, the dense one half as high.
+    assert clean > 2 * adv and adv > 1.5 * dense > 0
+
+
+def test_the_same_benchmark_is_the_same_file(tmp_path):
+    pytest.importorskip("matplotlib")
+    for name in ("a.png", "b.png"):
+        plots.plot_benchmark(tmp_path / name, BENCHMARK, comment="made from these numbers")
+    written = (tmp_path / "a.png").read_bytes()
+    assert written == (tmp_path / "b.png").read_bytes()
+    assert b"made from these numbers" in written and b"Matplotlib" not in written
