@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,24 @@ class NetworkCase:
 
 @dataclass(frozen=True)
 class LayerCase:
-    """A 3x3 convolution, padding 1, of ``channels`` to as many on maps of ``size`` x ``size`` pixels."""
+    """A convolution of ``taps`` x ``taps`` on maps of ``size`` x ``size`` pixels."""
 
-    channels: int
+    inputs: int
+    outputs: int
+    taps: int
+    stride: int
     size: int
-    batch: int
-    density: float
+    batch: int = 1
+    density: float = 0.2
 
     def __str__(self) -> str:
-        return f"{self.channels}ch-{self.size}px-batch{self.batch}-d{self.density}"
+        shape = f"{self.inputs}to{self.outputs}-{self.taps}x{self.taps}-stride{self.stride}-{self.size}px"
+        return f"{shape}-batch{self.batch}-d{self.density}"
+
+    @property
+    def multiplications_per_weight(self) -> int:
+        """How often each weight is used, padding included."""
+        return self.batch * (self.size // self.stride) ** 2
 
 
 SUITES: dict[str, list[NetworkCase]] = {
@@ -43,9 +53,32 @@ SUITES: dict[str, list[NetworkCase]] = {
     "smoke": [NetworkCase("tiny", (1, 8, 8), 0.2, (1, 2))],
 }
 
-# The stages of ResNet-34 on 32x32 images.
+# Of each network of the CPU suite: its image's size, and the channels its stages begin and end with.
+_STAGES = {
+    "resnet34": (32, (64, 64, 128, 256, 512)),
+    "wrn_16_8": (32, (16, 128, 256, 512)),
+    "wrn_40_2": (96, (16, 32, 64, 128)),
+}
+
+
+def layers_of(network: str) -> list[LayerCase]:
+    """The distinct convolutions of a network: the dense stem, and what each stage begins and goes on with.
+
+    A stage that changes the number of channels begins with a 3x3 convolution beside a 1x1 shortcut.
+    """
+    size, channels = _STAGES[network]
+    layers = [LayerCase(3, channels[0], 3, 1, size, density=1.0)]
+    for stage, (inputs, outputs) in enumerate(pairwise(channels)):
+        stride = 2 if stage else 1
+        if inputs != outputs:
+            layers += [LayerCase(inputs, outputs, taps, stride, size) for taps in (3, 1)]
+        size //= stride
+        layers.append(LayerCase(outputs, outputs, 3, 1, size))
+    return layers
+
+
 LAYERS = [
-    LayerCase(channels, size, batch, 0.2)
-    for channels, size in ((64, 32), (128, 16), (256, 8), (512, 4))
+    replace(layer, batch=batch)
+    for layer in dict.fromkeys(layer for network in _STAGES for layer in layers_of(network))
     for batch in (1, 16)
 ]
