@@ -31,7 +31,7 @@ bench: $(READY)  ## Measures whole networks and single layers on this CPU
 	$(BIN)/python -m benchmarks.run --suite cpu
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
-results: $(READY)  ## Rewrites the tables in README.md from benchmarks/results
+results: $(READY)  ## Rewrites README's tables and picture from benchmarks/results
 	$(BIN)/python -m benchmarks.report
 
 sanitize: $(READY)  ## Tests the C++ kernels under the address and undefined-behaviour sanitizers

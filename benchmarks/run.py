@@ -116,7 +116,12 @@ def _parser() -> argparse.ArgumentParser:
         "and fused, as compiling so many takes too long",
     )
     parser.add_argument("--device", default="cpu", help="of the coverage suite: cpu or cuda")
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name, as it is printed, contains this")
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="cases whose name, as it is printed, contains this; 'batch 1,' is not batch 16",
+    )
     parser.add_argument("--backend", default="auto", help="of the swapped network")
     parser.add_argument("--threads", type=int, default=1, help="of every runner")
     parser.add_argument(
@@ -155,7 +160,7 @@ def _runs(arguments: argparse.Namespace) -> list[Run]:
         runs = [Run(case, batch) for case in SUITES[arguments.suite] for batch in case.batches]
     if arguments.plot and (why := plots.missing()):
         raise ValueError(why)
-    chosen = [run for run in runs if arguments.only in str(run)]
+    chosen = [run for run in runs if arguments.only in f"{run},"]
     if not chosen:
         raise ValueError(f"no case's name contains {arguments.only!r}: the first is {str(runs[0])!r}")
     return chosen

@@ -19,6 +19,9 @@ OPTIONAL = {
     "scikit-learn": "the digits of smart demo",
     "pillow": "folders of images",
     "matplotlib": "pictures",
+    "onnxruntime": "smart bench",
+    "openvino": "smart bench",
+    "ncnn": "smart bench",
 }
 
 

@@ -135,7 +135,16 @@ def make(name: str, net: nn.Module, example: Tensor) -> Ready:
 def versions(names: Iterable[str]) -> dict[str, str]:
     """package -> version, of what the named peers need; names of no peer are passed over."""
     packages = dict.fromkeys(package for name in names if name in PEERS for package in PEERS[name].packages)
-    return {package: importlib.metadata.version(package) for package in packages}
+    return {package: _version(package) for package in packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        # Another distribution brought it, such as onnxruntime-openvino or deepsparse-nightly.
+        names = importlib.metadata.packages_distributions().get(package, [])
+        return " and ".join(f"{name} {importlib.metadata.version(name)}" for name in names) or "unknown"
 
 
 def _lacking(peer: Peer) -> list[str]:

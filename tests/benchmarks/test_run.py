@@ -58,6 +58,9 @@ def test_the_cpu_suite():
 def test_parts_of_every_suite_can_be_run(measured, tmp_path):
     run.main(["--only", "wrn_40_2, density 0.2, batch 16", "--peers", "eager", "--out", str(tmp_path)])
     assert measured == ["wrn_40_2, density 0.2, batch 16"]
+    measured.clear()
+    run.main(["--only", "resnet34, density 0.2, batch 1,", "--peers", "eager", "--out", str(tmp_path)])
+    assert measured == ["resnet34, density 0.2, batch 1"]
     assert str(run.Run(coverage.CASES[0], 1)) == f"{coverage.CASES[0]}, batch 1"
 
 

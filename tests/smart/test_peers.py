@@ -1,4 +1,5 @@
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import sys
 import types
@@ -23,11 +24,10 @@ def net():
 
 @pytest.fixture
 def absent(monkeypatch):
-    """Makes packages look as if they were not installed."""
-    found = importlib.util.find_spec
+    """Makes packages look as if all but some were installed."""
 
     def hide(*packages):
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in packages else found(name))
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in packages else name)
 
     return hide
 
@@ -63,8 +63,8 @@ def test_all_are_those_installed_and_a_sentence_says_which_are_not(absent):
     assert "pnnx" in note and "[bench]" in note and "deepsparse" not in note
 
 
-def test_all_says_nothing_where_nothing_is_missing(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+def test_all_says_nothing_where_nothing_is_missing(absent):
+    absent()
     names, note = peers.select(["ncnn", "all"])
     assert note is None and names[0] == "ncnn" and names.count("ncnn") == 1
     assert set(names) == {name for name in PEERS if name != "openvino-bf16"}
@@ -121,6 +121,18 @@ def test_versions_are_those_of_the_packages_used():
     assert set(peers.versions(["openvino", "eager"])) == {"openvino", "onnx", "onnxscript"}
 
 
+def test_versions_of_packages_by_other_names(monkeypatch):
+    def version(name):
+        if name == "deepsparse-nightly":
+            return "1.9"
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: {"deepsparse": ["deepsparse-nightly"]})
+    found = peers.versions(["deepsparse"])
+    assert found["deepsparse"] == "deepsparse-nightly 1.9" and found["onnx"] == "unknown"
+
+
 def test_the_fastest_way_is_taken():
     def slow(x):
         for _ in range(200):
@@ -169,4 +181,3 @@ def test_deepsparse_where_it_is_installed(monkeypatch):
     ready = peers.make("deepsparse", nn.Identity(), x)
     assert torch.equal(ready.call(x.contiguous(memory_format=torch.channels_last)), 2 * x)
     assert (engines[0].file, engines[0].num_cores) == (b"a network", torch.get_num_threads())
-    assert "deepsparse" in peers.select(["all"])[0] or importlib.util.find_spec("onnx") is None
