@@ -130,9 +130,13 @@ Results convolve(const Tensor& x, const Tensor& values, const Tensor& codes, con
   SMART_CHECK(kernels != nullptr, "this library or machine has no '", isa, "' kernels: see cpu_isas()");
   const cpu::Problem p = read_problem(x, geometry, kernels->width);
   const cpu::Weight w = read_weight(p, values, codes, segments, slab_channels, first_segment, last_segment);
-  SMART_CHECK(cpu::pixel_layout(p, kernels->width).channel * slab_channels <= std::numeric_limits<int32_t>::max(),
-              "input of ", p.height, "x", p.width, " pixels is too large: ", slab_channels,
-              " channels of it must hold fewer than 2^31 numbers");
+  // Of a path's non-zeros only the share of segments is known here: good enough to choose tiles and threads by.
+  const int64_t nonzeros = values.numel() * (last_segment - first_segment) / 3 + 1;
+  SMART_CHECK(
+      cpu::fits(p.interleaved ? cpu::image_plan(p, w, nonzeros, *kernels) : cpu::pixel_plan(p, w, nonzeros, *kernels),
+                slab_channels),
+      "input of ", p.height, "x", p.width, " pixels is too large: what ", slab_channels,
+      " channels of it give to one tile must be fewer than 2^31 numbers");
 
   std::vector<int64_t> shape = {x.size(0), p.out_channels, p.out_height, p.out_width};
   if (p.interleaved) shape.push_back(kernels->width);
@@ -155,8 +159,6 @@ Results convolve(const Tensor& x, const Tensor& values, const Tensor& codes, con
     e.affine.y = static_cast<float*>(results.second->mutable_data_ptr());
   }
   if (dense_residual) e.residual = static_cast<const float*>(dense_residual->const_data_ptr());
-  // Of a path's non-zeros only the share of segments is known here: good enough to decide on threads.
-  const int64_t nonzeros = values.numel() * (last_segment - first_segment) / 3 + 1;
   if (p.batch > 0) {
     cpu::convolve(*kernels, p, w, nonzeros, e, static_cast<const float*>(dense_x.const_data_ptr()),
                   static_cast<float*>(y.mutable_data_ptr()));

@@ -1,206 +1,205 @@
 // Direct sparse convolution, written once and compiled for each instruction set: the including file defines
-// SMART_ISA (the namespace) and SMART_WIDTH (floats a vector). Only compiler vector types are used, so a new
-// instruction set is a new file of four lines.
+// SMART_ISA (the namespace), SMART_WIDTH (floats a vector) and SMART_MAX_TILE (vectors whose sums fit the registers).
+// Only compiler vector types are used, so a new instruction set is a new file of a few lines.
 //
 // Nothing from the standard library is instantiated here: such code would be emitted with this file's instructions
 // and the linker might pick it for the whole program.
 #include <cstdint>
 
+#include "cpu/epilogue.h"
+#include "cpu/panel.h"
 #include "cpu/problem.h"
-#include "cpu/workspace.h"
+#include "cpu/tiles.h"
 
 namespace smart::cpu::SMART_ISA {
 
-// ---- the sum over non-zeros ----
+#define SMART_INLINE inline __attribute__((always_inline))
 
-// sums[i][j] += value * x[offset of its code + vector (i, j)], over the non-zeros [first, last).
-template <int kRows, int kCols, class Code>
-static inline void accumulate(Vector (&sums)[kRows][kCols], const float* x, int64_t row_stride, const float* values,
-                              const Code* codes, const int32_t* offsets, int64_t first, int64_t last) {
-  // A small tile alone would wait for each FMA's latency: it spreads its non-zeros over several partial sums.
-  constexpr int kChains = kRows * kCols >= 8 ? 1 : kRows * kCols >= 4 ? 2 : 4;
-  Vector partial[kChains][kRows][kCols] = {};
-  int64_t n = first;
-  for (; n + kChains <= last; n += kChains) {
-    for (int chain = 0; chain < kChains; ++chain) {
-      const float* at = x + offsets[codes[n + chain]];
-      for (int i = 0; i < kRows; ++i)
-        for (int j = 0; j < kCols; ++j) {
-          Vector& sum = kChains == 1 ? sums[i][j] : partial[chain][i][j];
-          sum += values[n + chain] * load(at + i * row_stride + j * kWidth);
-        }
-    }
-  }
-  for (; n < last; ++n) {
-    const float* at = x + offsets[codes[n]];
-    for (int i = 0; i < kRows; ++i)
-      for (int j = 0; j < kCols; ++j) sums[i][j] += values[n] * load(at + i * row_stride + j * kWidth);
-  }
-  if (kChains > 1) {
-    for (int chain = 0; chain < kChains; ++chain)
-      for (int i = 0; i < kRows; ++i)
-        for (int j = 0; j < kCols; ++j) sums[i][j] += partial[chain][i][j];
-  }
-}
+// Where the panel holds what a code multiplies: by table, or, where planes lie in the order of taps and are as long as
+// the tile, without. Small tiles are bound by loads, of which the table is one a non-zero.
+struct Table {
+  const int32_t* offsets;
+  SMART_INLINE int64_t operator[](int64_t code) const { return offsets[code]; }
+};
+template <int kCols>
+struct Linear {
+  SMART_INLINE int64_t operator[](int64_t code) const { return code * (kCols * kWidth); }
+};
 
-// ---- the way out ----
-
-// y[j] = relu(from[j] + residual[j]), keeping NaN as torch does, for one run of neighbouring output pixels: whole
-// vectors of kLanes, then the rest with vectors half as long.
-template <int kLanes = kWidth>
-static inline void store_run(float* y, const float* residual, bool rectify, const float* from, int64_t count) {
-  typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
-  int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes) {
-    Lanes sum = *reinterpret_cast<const Lanes*>(from + j);
-    if (residual) sum += *reinterpret_cast<const Lanes*>(residual + j);
-    *reinterpret_cast<Lanes*>(y + j) = rectify ? (sum < 0.0f ? Lanes{} : sum) : sum;
-  }
-  if constexpr (kLanes > 2) {
-    if (j < count) store_run<kLanes / 2>(y + j, residual ? residual + j : nullptr, rectify, from + j, count - j);
-  } else if (j < count) {
-    const float sum = residual ? from[j] + residual[j] : from[j];
-    y[j] = rectify && sum < 0.0f ? 0.0f : sum;
-  }
-}
-
-// second[j] = relu(y[j] * scale + bias), likewise.
-template <int kLanes = kWidth>
-static inline void store_affine(float* second, const float* y, float scale, float bias, bool rectify, int64_t count) {
-  typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
-  int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes) {
-    const Lanes value = *reinterpret_cast<const Lanes*>(y + j) * scale + bias;
-    *reinterpret_cast<Lanes*>(second + j) = rectify ? (value < 0.0f ? Lanes{} : value) : value;
-  }
-  if constexpr (kLanes > 2) {
-    if (j < count) store_affine<kLanes / 2>(second + j, y + j, scale, bias, rectify, count - j);
-  } else if (j < count) {
-    const float value = y[j] * scale + bias;
-    second[j] = rectify && value < 0.0f ? 0.0f : value;
-  }
-}
-
-// Writes one tile of output channel k: `sums` are its vectors, (grid_row, grid_col) its place in the vector grid.
+// The sums of one tile of one output channel, kept in registers: every index is a constant, by unfolding instead of
+// loops, as compilers keep arrays that loops run over in memory.
 template <int kRows, int kCols>
-static inline void finish(const Block& b, Vector (&sums)[kRows][kCols], int64_t k, int64_t grid_row, int64_t grid_col) {
-  const Problem& p = b.problem;
-  const Layout& l = b.layout;
-  const Epilogue& e = b.epilogue;
-  const float scale = e.scale ? e.scale[k] : 1.0f;
-  const float bias = e.bias ? e.bias[k] : 0.0f;
-  for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kCols; ++j) sums[i][j] = sums[i][j] * scale + bias;
+struct Sums {
+  static constexpr int kVectors = kRows * kCols;
+  // A small tile alone would wait for each FMA's latency: it spreads its non-zeros over several partial sums.
+  static constexpr int kChains = kVectors >= 4 ? 1 : kVectors >= 2 ? 2 : 4;
+  static constexpr auto kAll = std::make_integer_sequence<int, kVectors>{};
+  static constexpr auto kRest = std::make_integer_sequence<int, (kChains - 1) * kVectors>{};
+  Vector vectors[kChains * kVectors];
 
-  const int64_t channel = k * p.out_height * p.out_width;
-  const auto emit = [&](int64_t at, const float* from, int64_t count) {
-    store_run(b.y + at, e.residual ? e.residual + at : nullptr, e.relu, from, count);
-    const Affine& a = e.affine;
-    if (a.y) store_affine(a.y + at, b.y + at, a.scale[k], a.bias[k], a.relu, count);
-  };
-  if (l.lanes == 1) {
-    alignas(64) float buffer[kCols * kWidth];
-    for (int j = 0; j < kCols; ++j) store(buffer + j * kWidth, sums[0][j]);
-    const int64_t pixel = grid_col * kWidth;
-    emit(channel + pixel, buffer, min(kCols * kWidth, p.out_height * p.out_width - pixel));
-    return;
+  template <int... I>
+  SMART_INLINE void set_zero(std::integer_sequence<int, I...>) {
+    ((vectors[I] = Vector{}), ...);
   }
-  const int64_t count = min(kCols, p.out_width - grid_col);
-  const int64_t rows = min(kRows, p.out_height - grid_row);
-  if (p.interleaved) {
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t pixel = (grid_row + i) * p.out_width + grid_col;
-      emit((channel + pixel) * kWidth, reinterpret_cast<const float*>(sums[i]), count * kWidth);
+  template <int... I>
+  SMART_INLINE void clear_rest(std::integer_sequence<int, I...>) {
+    ((vectors[kVectors + I] = Vector{}), ...);
+  }
+  template <int... I>
+  SMART_INLINE void load_from(const float* parked, std::integer_sequence<int, I...>) {
+    ((vectors[I] = load(parked + I * kWidth)), ...);
+  }
+  template <int... I>
+  SMART_INLINE void store_to(float* parked, std::integer_sequence<int, I...>) const {
+    (store(parked + I * kWidth, vectors[I]), ...);
+  }
+  template <int... I>
+  SMART_INLINE void join(std::integer_sequence<int, I...>) {
+    ((vectors[I % kVectors] += vectors[kVectors + I]), ...);
+  }
+  // += value * at[vector (i, j)]
+  template <int kChain, int... I>
+  SMART_INLINE void add(float value, const float* at, int64_t row_stride, std::integer_sequence<int, I...>) {
+    const auto step = [&](int column) {
+      if (column + 1 < kCols) return;
+      at += row_stride;
+      // Otherwise the compiler computes the address of every vector on its own, and runs out of registers.
+      asm("" : "+r"(at));
+    };
+    ((vectors[kChain * kVectors + I] += value * load(at + I % kCols * kWidth), step(I % kCols)), ...);
+  }
+  template <class Code, class Offsets, int... C>
+  SMART_INLINE int64_t add_runs(const float* panel, int64_t row_stride, const float* values, const Code* codes,
+                                Offsets offsets, int64_t n, int64_t last, std::integer_sequence<int, C...>) {
+    for (; n + kChains <= last; n += kChains)
+      (add<C>(values[n + C], panel + offsets[codes[n + C]], row_stride, kAll), ...);
+    return n;
+  }
+  // Adds value * panel[offset of its code + vector (i, j)] over the non-zeros [first, last).
+  template <class Code, class Offsets>
+  SMART_INLINE void accumulate(const float* panel, int64_t row_stride, const float* values, const Code* codes,
+                               Offsets offsets, int64_t first, int64_t last) {
+    int64_t n =
+        add_runs(panel, row_stride, values, codes, offsets, first, last, std::make_integer_sequence<int, kChains>{});
+    if constexpr (kChains > 1)
+      for (; n < last; ++n) add<0>(values[n], panel + offsets[codes[n]], row_stride, kAll);
+  }
+};
+
+// What one work item computes: a tile of a chunk of output channels.
+struct Item {
+  int64_t block, group, first_k, last_k, grid_row, grid_col;
+};
+
+// Runs the output channels of an item over the slabs [first, last) of input channels, which lie in the panel; the sums
+// are parked before and after, but for the first and the last slab.
+template <int kRows, int kCols, class Code, class Offsets>
+static void run_rows(const Job& job, const Item& item, int64_t first, int64_t last, Offsets offsets, const float* panel,
+                     float* parked) {
+  using TileSums = Sums<kRows, kCols>;
+  // In local variables: what a pointer leads to would be read again after every store.
+  const Problem& p = job.problem;
+  const Weight& w = job.weight;
+  const float* const values = w.values;
+  const Code* const codes = static_cast<const Code*>(w.codes);
+  const int64_t slab_floats = job.slab_floats, row_stride = job.layout.row_stride, slab_rows = p.out_channels * 3;
+  const int64_t group_k = item.group * (p.out_channels / p.groups), slab_count = last - first;
+  const int32_t* row = w.segments + first * slab_rows + (group_k + item.first_k) * 3;
+  const int64_t from = w.first_segment, to = w.last_segment;
+  const bool begins = first == 0, ends = last == slabs(p, w);
+  for (int64_t k = item.first_k; k < item.last_k; ++k, row += 3, parked += TileSums::kVectors * kWidth) {
+    TileSums sums;
+    if (begins) {
+      sums.set_zero(sums.kAll);
+    } else {
+      sums.load_from(parked, sums.kAll);
     }
-    return;
-  }
-  // kRows x kCols pixels of kWidth images: transposed, each image gets kRows runs of neighbouring pixels.
-  alignas(64) float runs[kWidth][kRows * kCols + kWidth];
-  for (int done = 0; done < kRows * kCols; done += kWidth) {
-    Vector square[kWidth] = {};
-    for (int n = 0; n < kWidth && done + n < kRows * kCols; ++n)
-      square[n] = sums[(done + n) / kCols][(done + n) % kCols];
-    transpose(square);
-    for (int image = 0; image < kWidth; ++image) store(runs[image] + done, square[image]);
-  }
-  for (int64_t image = 0; image < b.images; ++image) {
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t pixel = (grid_row + i) * p.out_width + grid_col;
-      emit(image * p.out_channels * p.out_height * p.out_width + channel + pixel, runs[image] + i * kCols, count);
-    }
-  }
-}
-
-// ---- work items ----
-
-template <int kRows, int kCols, class Code>
-static void run_item(const Block& b, int64_t group, int64_t chunk, int64_t tile) {
-  const Problem& p = b.problem;
-  const Layout& l = b.layout;
-  const Weight& w = b.weight;
-  const int64_t group_out = p.out_channels / p.groups, group_in = p.in_channels / p.groups;
-  const int64_t first_k = chunk * b.out_chunk, last_k = min(group_out, first_k + b.out_chunk);
-  const int64_t tile_columns = ceil_div(l.grid_cols, kCols);
-  const int64_t grid_row = tile / tile_columns * kRows, grid_col = tile % tile_columns * kCols;
-  const int64_t slab_count = slabs(p, w);
-  const float* x = b.workspace + group * group_in * l.channel + grid_row * l.row_stride + grid_col * kWidth;
-  const Code* codes = static_cast<const Code*>(w.codes);
-
-  // A slab of input channels stays in the L1 cache while every output channel of the chunk reads it; the sums of all
-  // but the last slab are parked meanwhile.
-  Vector parked[kMaxOutChunk][kRows][kCols];
-  for (int64_t slab = 0; slab < slab_count; ++slab, x += w.slab_channels * l.channel) {
-    for (int64_t k = first_k; k < last_k; ++k) {
-      const int32_t* row = w.segments + (slab * p.out_channels + group * group_out + k) * 3;
-      Vector sums[kRows][kCols] = {};
-      if (slab > 0)
-        for (int i = 0; i < kRows; ++i)
-          for (int j = 0; j < kCols; ++j) sums[i][j] = parked[k - first_k][i][j];
-      accumulate(sums, x, l.row_stride, w.values, codes, b.offsets, row[w.first_segment], row[w.last_segment]);
-      if (slab + 1 < slab_count) {
-        for (int i = 0; i < kRows; ++i)
-          for (int j = 0; j < kCols; ++j) parked[k - first_k][i][j] = sums[i][j];
-      } else {
-        finish(b, sums, group * group_out + k, grid_row, grid_col);
+    sums.clear_rest(sums.kRest);
+    if (TileSums::kVectors <= 4) {
+      for (int64_t slab = 0; slab < slab_count; ++slab) {
+        const int64_t ahead = row[slab * slab_rows + to] + 96;
+        __builtin_prefetch(values + ahead), __builtin_prefetch(values + ahead + 16);
+        __builtin_prefetch(codes + ahead + 64);
       }
     }
+    for (int64_t slab = 0; slab < slab_count; ++slab)
+      sums.accumulate(panel + slab * slab_floats, row_stride, values, codes, offsets, row[slab * slab_rows + from],
+                      row[slab * slab_rows + to]);
+    sums.join(sums.kRest);
+    if (!ends) {
+      sums.store_to(parked, sums.kAll);
+      continue;
+    }
+    Vector results[kRows][kCols];
+    for (int n = 0; n < TileSums::kVectors; ++n) results[n / kCols][n % kCols] = sums.vectors[n];
+    finish(job, results, item.block, group_k + k, item.grid_row, item.grid_col);
   }
 }
 
-using Item = void (*)(const Block&, int64_t, int64_t, int64_t);
-
-// The tile shapes compiled; cpu/layout.cpp picks among them.
-template <class Code>
-static Item item_for(int64_t rows, int64_t cols) {
-  switch (rows * 10 + cols) {
-    case 11: return run_item<1, 1, Code>;
-    case 12: return run_item<1, 2, Code>;
-    case 13: return run_item<1, 3, Code>;
-    case 14: return run_item<1, 4, Code>;
-    case 15: return run_item<1, 5, Code>;
-    case 16: return run_item<1, 6, Code>;
-    case 17: return run_item<1, 7, Code>;
-    case 18: return run_item<1, 8, Code>;
-    case 22: return run_item<2, 2, Code>;
-    case 24: return run_item<2, 4, Code>;
-    case 41: return run_item<4, 1, Code>;
-    case 42: return run_item<4, 2, Code>;
-    case 81: return run_item<8, 1, Code>;
-    default: return nullptr;
+template <int kRows, int kCols, class Code>
+static void run_item(const Job& job, const Item& item, float* scratch) {
+  const Problem& p = job.problem;
+  const Layout& l = job.layout;
+  const int64_t group_in = p.in_channels / p.groups, channel = p.height * p.width * l.lanes;
+  const int64_t slab_channels = job.weight.slab_channels, slab_count = slabs(p, job.weight);
+  const float* x = job.x + (item.block * p.in_channels + item.group * group_in) * channel;
+  float* const panel = scratch;
+  float* const parked = scratch + panel_floats(job);
+  Shifts shifts;
+  const bool shifted = l.lanes == 1 && shifts.find(job, item.grid_col * kWidth);
+  for (int64_t first = 0; first < slab_count; first += job.panel_slabs) {
+    const int64_t last = min(slab_count, first + job.panel_slabs);
+    const int64_t first_channel = first * slab_channels, channels = min(group_in, last * slab_channels) - first_channel;
+    const float* from = x + first_channel * channel;
+    if (shifted) {
+      shifts.fill(job, from, channels, panel);
+    } else if (l.lanes == 1) {
+      fill_runs(job, from, channels, item.grid_col * kWidth, panel);
+    } else {
+      fill_images(job, from, channels, item.grid_row, item.grid_col, panel);
+    }
+    if constexpr (kRows == 1) {
+      if (job.linear) {
+        run_rows<kRows, kCols, Code>(job, item, first, last, Linear<kCols>{}, panel, parked);
+        continue;
+      }
+    }
+    run_rows<kRows, kCols, Code>(job, item, first, last, Table{job.offsets}, panel, parked);
   }
 }
 
-static void run_items(const Block& b, int64_t first, int64_t last) {
-  const Layout& l = b.layout;
-  const Item item =
-      b.weight.wide_codes ? item_for<int16_t>(l.tile_rows, l.tile_cols) : item_for<uint8_t>(l.tile_rows, l.tile_cols);
-  const int64_t tile_count = tiles(l), chunk_count = chunks(b);
+using RunItem = void (*)(const Job&, const Item&, float*);
+
+template <class Code, int kTile = 0>
+static RunItem run_item_for(const Layout& l) {
+  constexpr Tile t = kTiles[kTile];
+  if constexpr (t.rows * t.cols <= SMART_MAX_TILE) {
+    if (t.rows == l.tile_rows && t.cols == l.tile_cols) return run_item<t.rows, t.cols, Code>;
+  }
+  if constexpr (kTile + 1 < kTileCount) {
+    return run_item_for<Code, kTile + 1>(l);
+  } else {
+    return nullptr;
+  }
+}
+
+static void run_items(const Job& job, int64_t first, int64_t last, float* scratch) {
+  const Layout& l = job.layout;
+  const RunItem run = job.weight.wide_codes ? run_item_for<int16_t>(l) : run_item_for<uint8_t>(l);
+  const int64_t tile_count = tiles(l), tile_columns = ceil_div(l.grid_cols, l.tile_cols), chunk_count = chunks(job);
+  const int64_t groups = job.problem.groups, group_out = job.problem.out_channels / groups;
   for (int64_t n = first; n < last; ++n) {
-    item(b, n / tile_count / chunk_count, n / tile_count % chunk_count, n % tile_count);
+    const int64_t tile = n % tile_count, part = n / tile_count;
+    Item item;
+    item.block = part / chunk_count / groups, item.group = part / chunk_count % groups;
+    item.first_k = part % chunk_count * job.out_chunk;
+    item.last_k = min(group_out, item.first_k + job.out_chunk);
+    item.grid_row = tile / tile_columns * l.tile_rows, item.grid_col = tile % tile_columns * l.tile_cols;
+    run(job, item, scratch);
   }
 }
 
 extern const Kernels kernels;
-const Kernels kernels = {SMART_NAME, kWidth, load_channels, run_items};
+const Kernels kernels = {SMART_NAME, kWidth, SMART_MAX_TILE, interleave, run_items};
 
 }  // namespace smart::cpu::SMART_ISA

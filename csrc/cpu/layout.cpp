@@ -1,102 +1,161 @@
 #include "cpu/layout.h"
 
+#include <algorithm>
+#include <limits>
+
+#include "cpu/tiles.h"
+
 namespace smart::cpu {
 
 namespace {
 
-struct Tile {
-  int64_t rows, cols;
-};
+// Cycles of AVX-512 cores, by measurement; only their ratios matter.
+constexpr double kLoadNonzero = 1.7;  // its value, code and offset
+constexpr double kFma = 1.2;          // of a vector in the L1 cache
+constexpr double kFmaFar = 0.5;       // more than that when the panel is in the L2 cache
+constexpr double kFill = 3.0;         // a vector of the panel
+constexpr double kRow = 15.0;         // a row of non-zeros: its end is mispredicted
+constexpr double kPark = 2.0;         // a vector of sums, to and fro
+constexpr double kL1Bytes = 32 * 1024;
 
-// Exactly those compiled in cpu/kernels.h; of equally good ones the first wins, so longer runs of pixels come first.
-// Up to eight vectors: two FMA ports times four cycles of latency keep eight sums in flight.
-constexpr Tile kTiles[] = {{1, 8}, {1, 7}, {1, 6}, {1, 5}, {2, 4}, {4, 2}, {8, 1},
-                           {1, 4}, {2, 2}, {4, 1}, {1, 3}, {1, 2}, {1, 1}};
+// Tap row r reads, for output row p, row p + row_shift(r) of the rows of stride phase row_phase(r).
+int64_t row_phase(const Problem& p, int64_t r) { return r * p.dilation_h % p.stride_h; }
+int64_t row_shift(const Problem& p, int64_t r) { return r * p.dilation_h / p.stride_h; }
 
-int64_t vectors_with(const Layout& l, Tile t) {
-  return ceil_div(l.grid_rows, t.rows) * t.rows * ceil_div(l.grid_cols, t.cols) * t.cols;
-}
-
-// A vector of a tile costs its FMAs; a tile also costs reading every non-zero and its offset once, about as much as
-// two FMAs.
-int64_t cost(const Layout& l, Tile t) {
-  const int64_t tile_count = ceil_div(l.grid_rows, t.rows) * ceil_div(l.grid_cols, t.cols);
-  return vectors_with(l, t) + 2 * tile_count;
-}
-
-void choose_tile(Layout& l) {
-  Tile best = {1, 1};
-  for (const Tile t : kTiles) {
-    // The epilogue transposes squares of `lanes` pixels.
-    if (l.lanes > 1 && t.cols > l.lanes) continue;
-    if (cost(l, t) < cost(l, best)) best = t;
+// For each of `count` taps, the number of its class: taps of one key are one class, numbered by first appearance.
+template <class Key>
+std::vector<int64_t> classes(int64_t count, int64_t keys, const Key& key) {
+  std::vector<int64_t> of_key(keys, -1), of_tap(count);
+  int64_t found = 0;
+  for (int64_t tap = 0; tap < count; ++tap) {
+    int64_t& number = of_key[key(tap)];
+    if (number < 0) number = found++;
+    of_tap[tap] = number;
   }
-  l.tile_rows = best.rows;
-  l.tile_cols = best.cols;
+  return of_tap;
 }
 
-void finish_layout(const Problem& p, Layout& l, int64_t width) {
-  choose_tile(l);
-  // The tile that hangs furthest over the last output's edge reads this far past its channel.
-  const int64_t slack = l.tile_rows * l.row_stride + l.tile_cols * width;
-  l.workspace = p.in_channels * l.channel + slack;
+int64_t class_count(const std::vector<int64_t>& of_tap) { return 1 + *std::max_element(of_tap.begin(), of_tap.end()); }
+
+// Pixel layout: tap rows that share planes.
+std::vector<int64_t> shared_rows(const Problem& p, int64_t width) {
+  return classes(p.kernel_h, p.stride_h * width,
+                 [&](int64_t r) { return row_phase(p, r) * width + row_shift(p, r) * p.out_width % width; });
+}
+
+// Image layout: stride phases that taps use.
+std::vector<int64_t> used_phases(int64_t taps, int64_t dilation, int64_t stride) {
+  return classes(taps, stride, [&](int64_t tap) { return tap * dilation % stride; });
+}
+
+int64_t first_of(const std::vector<int64_t>& of_tap, int64_t number) {
+  return std::find(of_tap.begin(), of_tap.end(), number) - of_tap.begin();
+}
+
+double cycles(const Problem& p, const Weight& w, int64_t path_nonzeros, const Layout& l, int64_t width) {
+  const double vectors = l.tile_rows * l.tile_cols, slab_count = slabs(p, w);
+  const double panel_bytes = static_cast<double>(l.channel) * std::min(w.slab_channels, p.in_channels) * sizeof(float);
+  const double far = std::clamp(panel_bytes / kL1Bytes - 1, 0.0, 1.0);
+  const double fill = static_cast<double>(p.in_channels) * (l.channel / width) * kFill;
+  const double sums = path_nonzeros * (vectors * (kFma + far * kFmaFar) + kLoadNonzero);
+  const double rows = p.out_channels * slab_count * (kRow + (slab_count > 1 ? vectors * kPark : 0));
+  return tiles(l) * (fill + sums + rows);
+}
+
+// The cheapest of the plans that `make` gives for tiles.
+template <class Make>
+Plan best_plan(const Problem& p, const Weight& w, int64_t path_nonzeros, const Kernels& kernels, const Make& make) {
+  Plan best = {};
+  best.cycles = std::numeric_limits<double>::infinity();
+  for (const Tile tile : kTiles) {
+    if (tile.rows * tile.cols > kernels.max_tile) continue;
+    Plan plan = {};
+    plan.layout.tile_rows = tile.rows, plan.layout.tile_cols = tile.cols;
+    if (!make(plan)) continue;
+    plan.cycles = cycles(p, w, path_nonzeros, plan.layout, kernels.width);
+    if (plan.cycles < best.cycles) best = plan;
+  }
+  return best;
 }
 
 }  // namespace
 
-int64_t cost(const Layout& l) { return cost(l, {l.tile_rows, l.tile_cols}); }
-
-Layout pixel_layout(const Problem& p, int64_t width) {
-  Layout l = {};
-  l.lanes = 1;
-  for (int64_t r = 0; r < p.kernel_h; ++r) l.row_copies += row_copy(p, r, width) == r;
-  l.rows = p.out_height + row_shift(p, p.kernel_h - 1);
-  l.pitch = p.out_width;
-  l.plane = width + ceil_div(l.rows * l.pitch, width) * width;
-  // Copies are written in whole vectors, which run over the last plane's end.
-  l.channel = l.row_copies * p.kernel_w * l.plane + width;
-  l.grid_rows = 1;
-  l.grid_cols = ceil_div(p.out_height * p.out_width, width);
-  finish_layout(p, l, width);
-  return l;
-}
-
-Layout image_layout(const Problem& p, int64_t width) {
-  const int64_t reach_h = (p.kernel_h - 1) * p.dilation_h, reach_w = (p.kernel_w - 1) * p.dilation_w;
-  Layout l = {};
-  l.lanes = width;
-  l.phases_h = min(p.stride_h, reach_h + 1);
-  l.phases_w = min(p.stride_w, reach_w + 1);
-  l.rows = p.out_height + reach_h / p.stride_h;
-  l.pitch = p.out_width + reach_w / p.stride_w;
-  l.plane = l.rows * l.pitch * width;
-  l.channel = l.phases_h * l.phases_w * l.plane;
-  l.grid_rows = p.out_height;
-  l.grid_cols = p.out_width;
-  l.row_stride = l.pitch * width;
-  finish_layout(p, l, width);
-  return l;
-}
-
-void fill_offsets(const Problem& p, const Layout& l, int64_t width, int64_t slab_channels, int32_t* offsets) {
-  const int64_t taps = p.kernel_h * p.kernel_w;
+Plan pixel_plan(const Problem& p, const Weight& w, int64_t path_nonzeros, const Kernels& kernels) {
+  const int64_t width = kernels.width;
+  const std::vector<int64_t> sharing = shared_rows(p, width);
+  std::vector<int64_t> first(class_count(sharing), -1), last(first.size());
   for (int64_t r = 0; r < p.kernel_h; ++r) {
-    // Copies are numbered in the order of their first tap rows.
-    int64_t copy = 0;
-    for (int64_t earlier = 0; earlier < row_copy(p, r, width); ++earlier) {
-      copy += row_copy(p, earlier, width) == earlier;
+    if (first[sharing[r]] < 0) first[sharing[r]] = r;
+    last[sharing[r]] = r;
+  }
+  return best_plan(p, w, path_nonzeros, kernels, [&](Plan& plan) {
+    Layout& l = plan.layout;
+    if (l.tile_rows > 1) return false;
+    l.lanes = 1;
+    l.grid_rows = 1, l.grid_cols = ceil_div(p.out_height * p.out_width, width);
+    for (std::size_t n = 0; n < first.size(); ++n) {
+      const int64_t span = (row_shift(p, last[n]) - row_shift(p, first[n])) * p.out_width;
+      for (int64_t s = 0; s < p.kernel_w; ++s) {
+        plan.planes.push_back({first[n] * p.dilation_h, s * p.dilation_w, l.channel, l.tile_cols * width + span});
+        l.channel += plan.planes.back().length;
+      }
     }
+    return true;
+  });
+}
+
+Plan image_plan(const Problem& p, const Weight& w, int64_t path_nonzeros, const Kernels& kernels) {
+  const std::vector<int64_t> rows = used_phases(p.kernel_h, p.dilation_h, p.stride_h);
+  const std::vector<int64_t> columns = used_phases(p.kernel_w, p.dilation_w, p.stride_w);
+  return best_plan(p, w, path_nonzeros, kernels, [&](Plan& plan) {
+    Layout& l = plan.layout;
+    l.lanes = kernels.width;
+    l.grid_rows = p.out_height, l.grid_cols = p.out_width;
+    l.rows = l.tile_rows + (p.kernel_h - 1) * p.dilation_h / p.stride_h;
+    l.pitch = l.tile_cols + (p.kernel_w - 1) * p.dilation_w / p.stride_w;
+    l.row_stride = l.pitch * kernels.width;
+    const int64_t plane = l.rows * l.row_stride;
+    for (int64_t i = 0; i < class_count(rows); ++i) {
+      for (int64_t j = 0; j < class_count(columns); ++j) {
+        const int64_t row = first_of(rows, i) * p.dilation_h % p.stride_h;
+        const int64_t column = first_of(columns, j) * p.dilation_w % p.stride_w;
+        plan.planes.push_back({row, column, l.channel, plane});
+        l.channel += plane;
+      }
+    }
+    return true;
+  });
+}
+
+bool fits(const Plan& plan, int64_t slab_channels) {
+  return plan.layout.channel <= std::numeric_limits<int32_t>::max() / slab_channels;
+}
+
+std::vector<int32_t> code_offsets(const Problem& p, const Plan& plan, int64_t width, int64_t slab_channels) {
+  const Layout& l = plan.layout;
+  const int64_t taps = p.kernel_h * p.kernel_w;
+  const bool by_pixel = l.lanes == 1;
+  const std::vector<int64_t> rows =
+      by_pixel ? shared_rows(p, width) : used_phases(p.kernel_h, p.dilation_h, p.stride_h);
+  const std::vector<int64_t> columns = used_phases(p.kernel_w, p.dilation_w, p.stride_w);
+  std::vector<int32_t> offsets(slab_channels * taps);
+  for (int64_t r = 0; r < p.kernel_h; ++r) {
     for (int64_t s = 0; s < p.kernel_w; ++s) {
-      const int64_t w = s * p.dilation_w;
-      const int64_t by_image = (row_phase(p, r) * l.phases_w + w % p.stride_w) * l.plane +
-                               (row_shift(p, r) * l.pitch + w / p.stride_w) * l.lanes;
-      const int64_t by_pixel = (copy * p.kernel_w + s) * l.plane + plane_start(p, r, width) + row_shift(p, r) * l.pitch;
-      offsets[r * p.kernel_w + s] = static_cast<int32_t>(l.lanes == 1 ? by_pixel : by_image);
+      int64_t at;
+      if (by_pixel) {
+        const int64_t shift = row_shift(p, r) - row_shift(p, first_of(rows, rows[r]));
+        at = plan.planes[rows[r] * p.kernel_w + s].start + shift * p.out_width;
+      } else {
+        const Plane& plane = plan.planes[rows[r] * class_count(columns) + columns[s]];
+        at = plane.start + row_shift(p, r) * l.row_stride + s * p.dilation_w / p.stride_w * width;
+      }
+      offsets[r * p.kernel_w + s] = static_cast<int32_t>(at);
     }
   }
   for (int64_t code = taps; code < slab_channels * taps; ++code) {
     offsets[code] = offsets[code - taps] + static_cast<int32_t>(l.channel);
   }
+  return offsets;
 }
 
 }  // namespace smart::cpu

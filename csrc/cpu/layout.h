@@ -1,20 +1,29 @@
-// Chooses how a block of images lies in the workspace, and the tile that is kept in registers.
+// Chooses how a convolution's panel is laid out, and the tile that is kept in registers.
 #pragma once
+
+#include <cstdint>
+#include <vector>
 
 #include "cpu/problem.h"
 
 namespace smart::cpu {
 
+// A layout with its planes, and what it costs.
+struct Plan {
+  Layout layout;
+  std::vector<Plane> planes;
+  double cycles;  // about, for one block of layout.lanes images: plans are compared by it
+};
+
 // Pixels of one image along the vectors.
-Layout pixel_layout(const Problem& problem, int64_t width);
+Plan pixel_plan(const Problem& problem, const Weight& weight, int64_t path_nonzeros, const Kernels& kernels);
 
 // One pixel of `width` images along the vectors.
-Layout image_layout(const Problem& problem, int64_t width);
+Plan image_plan(const Problem& problem, const Weight& weight, int64_t path_nonzeros, const Kernels& kernels);
 
-// What a non-zero of an output channel costs over a block of images, in vector FMAs.
-int64_t cost(const Layout& layout);
-
-// Fills offsets[code] for the codes of one slab: (channel * R + r) * S + s.
-void fill_offsets(const Problem& problem, const Layout& layout, int64_t width, int64_t slab_channels, int32_t* offsets);
+// Offsets in the panel of the codes of one slab: (channel * R + r) * S + s. They may exceed 32 bits for huge images;
+// `fits` tells.
+std::vector<int32_t> code_offsets(const Problem& problem, const Plan& plan, int64_t width, int64_t slab_channels);
+bool fits(const Plan& plan, int64_t slab_channels);
 
 }  // namespace smart::cpu

@@ -7,8 +7,8 @@
 namespace smart::cpu {
 
 // One convolution: x (batch, in_channels, height, width) -> y (batch, out_channels, out_height, out_width), both NCHW;
-// or, if interleaved, (batch / lanes, channels, rows, columns, lanes) with the vector width as lanes: the image layout
-// below, kept from one convolution to the next.
+// or, if interleaved, (batch / lanes, channels, rows, columns, lanes) with the vector width as lanes: a vector then is
+// one pixel of `lanes` images.
 struct Problem {
   bool interleaved;
   int64_t batch, in_channels, height, width;
@@ -57,67 +57,56 @@ static inline Epilogue advanced(Epilogue e, int64_t numbers) {
   return e;
 }
 
-// How a block of images lies in the workspace while it is convolved. In both layouts a tap of an input channel is one
-// constant offset for all outputs, and every vector a kernel reads is aligned: a vector that straddles two cache lines
-// costs as much as four that do not.
+// Outputs are computed in tiles whose sums stay in registers. What a tile reads of a slab of input channels is first
+// gathered into a *panel*, small enough for the L1 cache, which every output channel then reads. In it a tap of an
+// input channel is one constant offset, padding is zeros like any other pixels, and every vector a kernel loads is
+// aligned: a load that straddles two cache lines costs as much as two.
 //
-// Image layout (lanes = vector width): `lanes` images are interleaved, a vector holds one pixel of each. The padded
-// image is split by stride phase, so that the pixels a tap reads for successive outputs are neighbours.
+// Image layout (lanes = vector width): a vector holds one pixel of `lanes` images; a tile is tile_rows x tile_cols
+// output pixels. The panel has one plane for each stride phase that a tap uses, so that what a tap reads for
+// neighbouring outputs are neighbours.
 //
-// Pixel layout (lanes = 1): a vector holds successive outputs' pixels of one image, running on across the ends of rows.
-// There is one copy of the image for each tap column, shifted by it and cut to the output's columns. Tap rows share
-// copies as far as their shift is a whole number of vectors; see row_copy().
+// Pixel layout (lanes = 1): a vector holds successive outputs' pixels of one image, running on across the ends of rows;
+// a tile is tile_cols of them. The panel has a plane for each tap column, shifted by it and cut to the output's
+// columns. Tap rows share planes as far as their shifts differ by whole vectors.
 struct Layout {
   int64_t lanes;
-  int64_t phases_h, phases_w;  // image layout: stride phases stored
-  int64_t row_copies;          // pixel layout: copies for each tap column
-  int64_t rows, pitch;         // of one plane: a phase, or a copy
-  int64_t plane, channel;      // floats of one plane, of one channel
-  int64_t workspace;           // floats of all channels, and the slack that the last tile may read
-  // Outputs of one channel, as a grid of vectors, `row_stride` floats apart in the workspace; its tiles stay in
-  // registers.
-  int64_t grid_rows, grid_cols, row_stride;
-  int64_t tile_rows, tile_cols;
+  int64_t tile_rows, tile_cols;  // vectors
+  int64_t grid_rows, grid_cols;  // all outputs of one channel, in vectors
+  int64_t rows, pitch;           // image layout: of one plane, in vectors
+  int64_t row_stride;            // floats from a tile's row to the next, in the panel
+  int64_t channel;               // floats of one channel in the panel
 };
 
-// One block of images, ready to run.
-struct Block {
+// One plane of the panel. For output (p, q) of the tile it holds pixel (p * stride_h + row, q * stride_w + column) of
+// the padded input; successive outputs are neighbours.
+struct Plane {
+  int64_t row, column;
+  int64_t start, length;  // floats, from the channel's beginning
+};
+
+// One convolution, ready to run.
+struct Job {
   Problem problem;
   Weight weight;
   Epilogue epilogue;
   Layout layout;
-  const float* x;  // first image of the block
-  float* y;        // likewise
-  float* workspace;
-  const int32_t* offsets;  // float offset of each code within a slab
-  int64_t images;          // at most layout.lanes
-  int64_t out_chunk;       // output channels one work item computes
+  const Plane* planes;
+  int64_t plane_count;
+  const int32_t* offsets;  // float offset of each code in the panel
+  bool linear;             // each is the code times the floats of a tile
+  int64_t slab_floats;     // of one slab in the panel
+  int64_t panel_slabs;     // slabs that the panel holds at once
+  const float* x;          // image layout: interleaved, whatever `problem` says
+  const float* x_end;
+  float* y;
+  int64_t images;     // of the batch, starting at x and y
+  int64_t out_chunk;  // output channels one work item computes
 };
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Tap row r reads, for output row p, row p + row_shift(r) of the rows of stride phase row_phase(r).
-static inline int64_t row_phase(const Problem& p, int64_t r) { return r * p.dilation_h % p.stride_h; }
-static inline int64_t row_shift(const Problem& p, int64_t r) { return r * p.dilation_h / p.stride_h; }
-
-// Pixel layout: floats by which tap row r's shift exceeds whole vectors. Its copy is stored that much earlier.
-static inline int64_t misalignment(const Problem& p, int64_t r, int64_t width) {
-  return row_shift(p, r) * p.out_width % width;
-}
-
-// Pixel layout: the first tap row that reads the same copy as tap row r.
-static inline int64_t row_copy(const Problem& p, int64_t r, int64_t width) {
-  int64_t first = 0;
-  while (row_phase(p, first) != row_phase(p, r) || misalignment(p, first, width) != misalignment(p, r, width)) ++first;
-  return first;
-}
-
-// Pixel layout: where tap row r's copy begins in its plane. The plane opens with one vector that takes what a
-// misaligned copy pushes out in front.
-static inline int64_t plane_start(const Problem& p, int64_t r, int64_t width) {
-  return width - misalignment(p, r, width);
-}
+static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 static inline int64_t slabs(const Problem& p, const Weight& w) {
   return ceil_div(p.in_channels / p.groups, w.slab_channels);
@@ -127,21 +116,32 @@ static inline int64_t tiles(const Layout& l) {
   return ceil_div(l.grid_rows, l.tile_rows) * ceil_div(l.grid_cols, l.tile_cols);
 }
 
-static inline int64_t chunks(const Block& b) {
-  return ceil_div(b.problem.out_channels / b.problem.groups, b.out_chunk);
+static inline int64_t chunks(const Job& job) {
+  return ceil_div(job.problem.out_channels / job.problem.groups, job.out_chunk);
 }
 
-// Work items are numbered group-major, then chunk of output channels, then tile.
-static inline int64_t work_items(const Block& b) { return b.problem.groups * chunks(b) * tiles(b.layout); }
+static inline int64_t blocks(const Job& job) { return ceil_div(job.images, job.layout.lanes); }
+
+// Work items are numbered block of images first, then group, then chunk of output channels, then tile.
+static inline int64_t work_items(const Job& job) {
+  return blocks(job) * job.problem.groups * chunks(job) * tiles(job.layout);
+}
+
+// Floats of scratch memory that running items takes: the panel, then the sums of a chunk, parked between slabs.
+static inline int64_t panel_floats(const Job& job) { return job.panel_slabs * job.slab_floats; }
+static inline int64_t parked_floats(const Job& job, int64_t width) {
+  return job.out_chunk * job.layout.tile_rows * job.layout.tile_cols * width;
+}
 
 // What one instruction set offers.
 struct Kernels {
   const char* name;
-  int64_t width;  // floats a vector
-  void (*load_channels)(const Block&, int64_t first, int64_t last);
-  void (*run_items)(const Block&, int64_t first, int64_t last);
+  int64_t width;     // floats a vector
+  int64_t max_tile;  // vectors whose sums fit the registers
+  // Interleaves input channels [first, last) of at most `width` images, (images, C, H, W) -> (C, H, W, width).
+  void (*interleave)(const Problem&, const float* x, int64_t images, float* to, int64_t first, int64_t last);
+  // `scratch` starts on a cache line.
+  void (*run_items)(const Job&, int64_t first, int64_t last, float* scratch);
 };
-
-constexpr int64_t kMaxOutChunk = 64;  // 64 output channels x 8 vectors parked between slabs: 32 KB with AVX-512
 
 }  // namespace smart::cpu

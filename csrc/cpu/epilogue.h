@@ -1,0 +1,117 @@
+// The way out of a tile: scale, bias, residual, ReLU and a second result. Part of cpu/kernels.h, which says how it is
+// compiled.
+#pragma once
+
+#include "cpu/vectors.h"
+
+namespace smart::cpu::SMART_ISA {
+
+// y[j] = relu(from[j] + residual[j]), keeping NaN as torch does, for one run of neighbouring output pixels: whole
+// vectors of kLanes, then the rest with vectors half as long.
+template <int kLanes = kWidth>
+static inline void store_run(float* y, const float* residual, bool rectify, const float* from, int64_t count) {
+  typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) {
+    Lanes sum = *reinterpret_cast<const Lanes*>(from + j);
+    if (residual) sum += *reinterpret_cast<const Lanes*>(residual + j);
+    *reinterpret_cast<Lanes*>(y + j) = rectify ? (sum < 0.0f ? Lanes{} : sum) : sum;
+  }
+  if constexpr (kLanes > 2) {
+    if (j < count) store_run<kLanes / 2>(y + j, residual ? residual + j : nullptr, rectify, from + j, count - j);
+  } else if (j < count) {
+    const float sum = residual ? from[j] + residual[j] : from[j];
+    y[j] = rectify && sum < 0.0f ? 0.0f : sum;
+  }
+}
+
+// second[j] = relu(y[j] * scale + bias), likewise.
+template <int kLanes = kWidth>
+static inline void store_affine(float* second, const float* y, float scale, float bias, bool rectify, int64_t count) {
+  typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) {
+    const Lanes value = *reinterpret_cast<const Lanes*>(y + j) * scale + bias;
+    *reinterpret_cast<Lanes*>(second + j) = rectify ? (value < 0.0f ? Lanes{} : value) : value;
+  }
+  if constexpr (kLanes > 2) {
+    if (j < count) store_affine<kLanes / 2>(second + j, y + j, scale, bias, rectify, count - j);
+  } else if (j < count) {
+    const float value = y[j] * scale + bias;
+    second[j] = rectify && value < 0.0f ? 0.0f : value;
+  }
+}
+
+// One whole vector of results, straight from its register.
+static inline void store_vector(const Job& job, int64_t k, int64_t at, Vector sum) {
+  const Epilogue& e = job.epilogue;
+  if (e.residual) sum += load(e.residual + at);
+  if (e.relu) sum = sum < 0.0f ? Vector{} : sum;
+  store(job.y + at, sum);
+  const Affine& a = e.affine;
+  if (!a.y) return;
+  const Vector value = sum * a.scale[k] + a.bias[k];
+  store(a.y + at, a.relu ? (value < 0.0f ? Vector{} : value) : value);
+}
+
+// A run of results of any length.
+static inline void store_results(const Job& job, int64_t k, int64_t at, const float* from, int64_t count) {
+  const Epilogue& e = job.epilogue;
+  store_run(job.y + at, e.residual ? e.residual + at : nullptr, e.relu, from, count);
+  const Affine& a = e.affine;
+  if (a.y) store_affine(a.y + at, job.y + at, a.scale[k], a.bias[k], a.relu, count);
+}
+
+// Writes one tile of output channel k: `sums` are its vectors, (grid_row, grid_col) its place in the vector grid.
+template <int kRows, int kCols>
+static inline void finish(const Job& job, Vector (&sums)[kRows][kCols], int64_t block, int64_t k, int64_t grid_row,
+                          int64_t grid_col) {
+  const Problem& p = job.problem;
+  const Layout& l = job.layout;
+  const float scale = job.epilogue.scale ? job.epilogue.scale[k] : 1.0f;
+  const float bias = job.epilogue.bias ? job.epilogue.bias[k] : 0.0f;
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kCols; ++j) sums[i][j] = sums[i][j] * scale + bias;
+
+  const int64_t out_pixels = p.out_height * p.out_width;
+  const int64_t channel = (block * l.lanes * p.out_channels + k * (p.interleaved ? kWidth : 1)) * out_pixels;
+  if (l.lanes == 1) {
+    const int64_t pixel = grid_col * kWidth;
+    if (pixel + kCols * kWidth <= out_pixels) {
+      for (int j = 0; j < kCols; ++j) store_vector(job, k, channel + pixel + j * kWidth, sums[0][j]);
+    } else {
+      alignas(64) float run[kCols * kWidth];
+      for (int j = 0; j < kCols; ++j) store(run + j * kWidth, sums[0][j]);
+      store_results(job, k, channel + pixel, run, out_pixels - pixel);
+    }
+    return;
+  }
+  const int64_t rows = min(kRows, p.out_height - grid_row), cols = min(kCols, p.out_width - grid_col);
+  if (p.interleaved) {
+    // Loops of constant length: sums that were indexed by variables could not stay in registers.
+    for (int i = 0; i < kRows; ++i) {
+      const int64_t at = channel + ((grid_row + i) * p.out_width + grid_col) * kWidth;
+      for (int j = 0; j < kCols; ++j)
+        if (i < rows && j < cols) store_vector(job, k, at + j * kWidth, sums[i][j]);
+    }
+    return;
+  }
+  // kRows x kCols pixels of kWidth images: transposed, each image gets kRows runs of neighbouring pixels.
+  alignas(64) float runs[kWidth][kRows * kCols + kWidth];
+  for (int done = 0; done < kRows * kCols; done += kWidth) {
+    Vector square[kWidth] = {};
+    for (int n = 0; n < kWidth && done + n < kRows * kCols; ++n)
+      square[n] = sums[(done + n) / kCols][(done + n) % kCols];
+    transpose(square);
+    for (int image = 0; image < kWidth; ++image) store(runs[image] + done, square[image]);
+  }
+  const int64_t images = min(kWidth, job.images - block * kWidth);
+  for (int64_t image = 0; image < images; ++image) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t pixel = (grid_row + i) * p.out_width + grid_col;
+      store_results(job, k, channel + image * p.out_channels * out_pixels + pixel, runs[image] + i * kCols, cols);
+    }
+  }
+}
+
+}  // namespace smart::cpu::SMART_ISA
