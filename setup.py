@@ -92,7 +92,7 @@ class BuildLibrary(build_ext):
 
         sanitize = SANITIZE_FLAGS if os.environ.get("SMART_SANITIZE") == "1" else []
         common = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *(f"-I{path}" for path in (CSRC, *include_paths()))]
-        sources = [CSRC / "ops.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))]
+        sources = [*sorted(CSRC.glob("*.cpp")), *sorted((CSRC / "cpu").glob("*.cpp"))]
         if not IS_X86:
             sources = [source for source in sources if source.name not in ISA_FLAGS]
         objects = self.compile_all(

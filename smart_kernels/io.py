@@ -62,7 +62,7 @@ def save(sparse: SparseModel, path: str | os.PathLike) -> None:
         "graph": graph_json.encode(sparse.net.graph),
         "modules": modules,
         "rows": sparse.report(),
-        "interleaves": sparse.interleaves,
+        "programs": sparse.runs_programs,
     }
     graph_json.check_names({*modules, *(n.target for n in sparse.net.graph.nodes if n.op == "get_attr")})
     text = json.dumps(description, separators=(",", ":"))
@@ -195,7 +195,7 @@ def _build(description: Mapping[str, object], tensors: Mapping[str, Tensor], dev
     graph = graph_json.decode(description["graph"], modules, attributes)
     root = {**modules, **{name: tensors[name] for name in attributes}}
     sparse = SparseModel(fx.GraphModule(root, graph), paths, rows, takes_path=True)
-    sparse.interleaves = bool(description["interleaves"])
+    sparse.runs_programs = bool(description["programs"])
     return sparse
 
 

@@ -7,17 +7,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from smart_kernels import interleaved, paths
+from smart_kernels import paths, programs
 from smart_kernels.modules import SparseConv2d
 from smart_kernels.packing import PackedWeight
-from smart_kernels.planner import AUTO, Choice, Planner
+from smart_kernels.planner import AUTO, DENSE, Choice, Planner
 from smart_kernels.report import Report, Row
 from smart_kernels.timing import interleave, percentile
 from smart_kernels.timings import SHARED, Timings
 
-LAYOUT_BUDGET_S = 0.5
+PROGRAM_BUDGET_S = 0.5
+MAX_GRAPHS = 4  # input shapes that programs are kept for
 
 
 class SparseModel(nn.Module):
@@ -28,12 +29,12 @@ class SparseModel(nn.Module):
     and ``load_state_dict`` work as ever, the latter for states of the same masks; values written into buffers by other
     ways may not be noticed. It has no training mode.
 
-    On the CPU the activations between layers may be kept in the kernels' own layout, interleaved images, for batches
-    that fill it, where that was measured to be faster.
+    On the CPU whole stretches of it run as one call (:mod:`smart_kernels.programs`) where that was measured to be
+    faster.
 
     Attributes:
         paths: names of its paths.
-        interleaves: whether it does so.
+        runs_programs: whether they do.
         uncaptured: why the network is not one graph but was swapped module by module; None if it is a graph.
     """
 
@@ -44,14 +45,14 @@ class SparseModel(nn.Module):
         self.net = net
         self.paths = tuple(paths)
         self.uncaptured = uncaptured
-        self.interleaves = False
+        self.runs_programs = False
         self._rows = list(rows)
         self._takes_path = takes_path
-        # The interleaved graph, made when it is first needed. In a list, so that it is no part of this module's state:
-        # it shares the layers of `net` but for a few copies.
-        self._interleaved: list[fx.GraphModule] = []
+        # Graphs with programs in them by input shape, made when first needed. In a dict, so that they are no part of
+        # this module's state: they share the layers of `net` but for a few copies.
+        self._graphs: dict[torch.Size, nn.Module] = {}
         self.register_load_state_dict_pre_hook(_check_state)
-        self.register_load_state_dict_post_hook(_forget_interleaved)
+        self.register_load_state_dict_post_hook(_forget_graphs)
         self.eval()
 
     def forward(self, x: Tensor, path: str | float | Tensor = paths.PATHS[0]) -> Any:
@@ -71,32 +72,29 @@ class SparseModel(nn.Module):
     def _run(self, x: Tensor, path: str | float) -> Any:
         # Layers that were left as they were read the path from here.
         with paths.running(path):
-            if (
-                self.interleaves
-                and x.dim() == 4
-                and interleaved.fills(x.shape[0])
-                and not torch.compiler.is_compiling()
-            ):
-                return self._interleaved_net()(x, path=path)
-            return self.net(x, path=path) if self._takes_path else self.net(x)
+            net = self._graph_for(x) if self.runs_programs and _may_run_programs(x) else self.net
+            return net(x, path=path) if self._takes_path else net(x)
 
-    def _interleaved_net(self) -> nn.Module:
-        if not self._interleaved:
-            self._interleaved.append(interleaved.rewrite(self.net) or self.net)
-        return self._interleaved[0]
+    def _graph_for(self, x: Tensor) -> nn.Module:
+        graph = self._graphs.get(x.shape)
+        if graph is None:
+            if len(self._graphs) >= MAX_GRAPHS:
+                self._graphs.clear()
+            graph = self._graphs[x.shape] = programs.rewrite(self.net, x) or self.net
+        return graph
 
-    def choose_layout(self, example: Tensor) -> None:
-        """Measures whether interleaved images are faster for such a batch, and if so keeps them from layer to layer."""
-        self.interleaves = False
-        self._interleaved.clear()
-        if self.uncaptured or not interleaved.fills(len(example)) or (graph := interleaved.rewrite(self.net)) is None:
+    def choose_programs(self, example: Tensor) -> None:
+        """Measures whether programs are faster for such a batch, and if so uses them."""
+        self.runs_programs = False
+        self._graphs.clear()
+        if self.uncaptured or not _may_run_programs(example) or (graph := programs.rewrite(self.net, example)) is None:
             return
         calls = {net: partial(net, example, path=self.paths[-1]) for net in (self.net, graph)}
         with torch.inference_mode():
-            seconds = interleave(calls, LAYOUT_BUDGET_S)
+            seconds = interleave(calls, PROGRAM_BUDGET_S)
         if percentile(seconds[graph], 50) < percentile(seconds[self.net], 50):
-            self._interleaved.append(graph)
-            self.interleaves = True
+            self._graphs[example.shape] = graph
+            self.runs_programs = True
 
     def report(self) -> Report:
         """A dict for each layer: name, pattern, weights, density, backend, why, bytes, dense_us, sparse_us."""
@@ -126,17 +124,19 @@ class SparseModel(nn.Module):
             conv.register_forward_pre_hook(lambda m, inputs: shapes.update({m: m.kernel_shape(inputs[0].shape, m.pad)}))
             for _, conv in self._convs()
         ]
+        runs_programs, self.runs_programs = self.runs_programs, False  # they call no layers, so no hooks
         try:
             with torch.no_grad():
                 self(example, path=self.paths[0])
         finally:
+            self.runs_programs = runs_programs
             for hook in hooks:
                 hook.remove()
         for conv, shape in shapes.items():
             conv.input_shape = tuple(shape)
         self._plan([name for name, _ in self._convs()], planner)
-        if measure and backend == AUTO:
-            self.choose_layout(example)
+        if measure and backend != DENSE:
+            self.choose_programs(example)
         timings.save()
         return self.report()
 
@@ -148,8 +148,10 @@ class SparseModel(nn.Module):
     def weight_bytes(self) -> int:
         """Bytes of the weights of all swapped layers, all paths together."""
         own = [conv for _, conv in self._convs()]
-        graphs = self._interleaved if self.interleaves else []
-        twins = [module for graph in graphs for module in graph.modules() if isinstance(module, SparseConv2d)]
+        steps = [
+            step for graph in self._graphs.values() for each in graph.modules() for step in getattr(each, "steps", ())
+        ]
+        twins = [step.module for step in steps if isinstance(step.module, SparseConv2d)]
         return sum({id(conv.packed): conv.packed.nbytes for conv in (*own, *twins)}.values())
 
     @property
@@ -165,7 +167,7 @@ class SparseModel(nn.Module):
 
     def _plan(self, names: Sequence[str], planner: Planner) -> None:
         """Plans some layers anew, and says so in their rows."""
-        self._interleaved.clear()
+        self._graphs.clear()
         rows, done = {row.name: row for row in self._rows}, {}
         for name, conv in self._convs():
             if name not in names:
@@ -184,16 +186,22 @@ class SparseModel(nn.Module):
         """What .to(), .half(), .cuda() and their like call: a layer that lands elsewhere is planned for there."""
         before = {name: _place(conv) for name, conv in self._convs()}
         super()._apply(fn, recurse)
-        self._interleaved.clear()
+        self._graphs.clear()
         moved = [name for name, conv in self._convs() if _place(conv) != before[name]]
         moved = [name for name in moved if next(self.net.get_submodule(name).packed.buffers()).device.type != "meta"]
         if moved:
             self._plan(moved, Planner())
-            self.interleaves = False
+            self.runs_programs = False
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_interleaved": []}
+        return {**self.__dict__, "_graphs": {}}
+
+
+def _may_run_programs(x: Tensor) -> bool:
+    """Whether a program may take this input: it has no gradients, and is no part of a larger graph."""
+    follows = x.requires_grad and torch.is_grad_enabled()
+    return x.dim() == 4 and x.dtype == torch.float32 and not follows and not torch.compiler.is_compiling()
 
 
 def _place(conv: SparseConv2d) -> tuple[torch.device, torch.dtype]:
@@ -220,6 +228,6 @@ def _check_state(model: SparseModel, state: Mapping[str, Tensor], prefix: str, *
                 ) from error
 
 
-def _forget_interleaved(model: SparseModel, incompatible_keys: object) -> None:
-    # Its few copies of weights hold the old values.
-    model._interleaved.clear()
+def _forget_graphs(model: SparseModel, incompatible_keys: object) -> None:
+    # Their few copies of weights hold the old values.
+    model._graphs.clear()

@@ -80,10 +80,7 @@ class SparseConv2d(nn.Module):
     def forward(
         self, x: Tensor, path: str | float | None = None, residual: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """(N, C, H, W) -> (N, K, P, Q) on a resolved path; None means the path of the call under way.
-
-        The CPU kernels also take interleaved images, (N/L, C, H, W, L); see :mod:`smart_kernels.interleaved`.
-        """
+        """(N, C, H, W) -> (N, K, P, Q) on a resolved path; None means the path of the call under way."""
         if path is None:
             path = paths.current()
         if self.pad is not None:
@@ -170,12 +167,10 @@ class PathAffine(nn.Module):
         self.relu = relu
 
     def forward(self, x: Tensor, path: str | float | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W); interleaved images, (N/L, C, H, W, L), likewise."""
+        """(N, C, H, W) -> (N, C, H, W)."""
         if path is None:
             path = paths.current()
         scale, bias = self.scale.of(path), self.bias.of(path)
-        if x.dim() == 5:
-            scale, bias = scale[..., None], bias[..., None]
         y = torch.addcmul(bias, x, scale)
         return y.relu_() if self.relu else y
 

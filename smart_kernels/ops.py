@@ -45,8 +45,7 @@ if native.missing() is None:
 
 
 def _result_shape(x: Tensor, geometry: Sequence[int]) -> tuple[int, ...]:
-    # Interleaved images have their lanes as a fifth dimension.
-    return (*Geometry.of_numbers(geometry).output_shape(x.shape[:4]), *x.shape[4:])
+    return Geometry.of_numbers(geometry).output_shape(x.shape)
 
 
 def sparse_conv2d(

@@ -76,19 +76,26 @@ static inline void finish(const Job& job, Vector (&sums)[kRows][kCols], int64_t 
   const int64_t out_pixels = p.out_height * p.out_width;
   const int64_t channel = (block * l.lanes * p.out_channels + k * (p.interleaved ? kWidth : 1)) * out_pixels;
   if (l.lanes == 1) {
-    const int64_t pixel = grid_col * kWidth;
-    if (pixel + kCols * kWidth <= out_pixels) {
-      for (int j = 0; j < kCols; ++j) store_vector(job, k, channel + pixel + j * kWidth, sums[0][j]);
-    } else {
-      alignas(64) float run[kCols * kWidth];
-      for (int j = 0; j < kCols; ++j) store(run + j * kWidth, sums[0][j]);
-      store_results(job, k, channel + pixel, run, out_pixels - pixel);
+    const int64_t row_pixels = l.flat ? out_pixels : p.out_width;
+    // Loops of constant length: sums that were indexed by variables could not stay in registers.
+    for (int i = 0; i < kRows; ++i) {
+      if (grid_row + i >= l.grid_rows) break;
+      const int64_t row = channel + (grid_row + i) * row_pixels;
+      for (int j = 0; j < kCols; ++j) {
+        const int64_t pixel = (grid_col + j) * kWidth;
+        if (pixel + kWidth <= row_pixels) {
+          store_vector(job, k, row + pixel, sums[i][j]);
+        } else if (pixel < row_pixels) {
+          alignas(64) float run[kWidth];
+          store(run, sums[i][j]);
+          store_results(job, k, row + pixel, run, row_pixels - pixel);
+        }
+      }
     }
     return;
   }
   const int64_t rows = min(kRows, p.out_height - grid_row), cols = min(kCols, p.out_width - grid_col);
   if (p.interleaved) {
-    // Loops of constant length: sums that were indexed by variables could not stay in registers.
     for (int i = 0; i < kRows; ++i) {
       const int64_t at = channel + ((grid_row + i) * p.out_width + grid_col) * kWidth;
       for (int j = 0; j < kCols; ++j)

@@ -8,6 +8,7 @@
 
 #include "cpu/epilogue.h"
 #include "cpu/panel.h"
+#include "cpu/pointwise.h"
 #include "cpu/problem.h"
 #include "cpu/tiles.h"
 
@@ -97,6 +98,8 @@ template <int kRows, int kCols, class Code, class Offsets>
 static void run_rows(const Job& job, const Item& item, int64_t first, int64_t last, Offsets offsets, const float* panel,
                      float* parked) {
   using TileSums = Sums<kRows, kCols>;
+  // Small tiles run through the weights so fast that they would wait for them.
+  constexpr int64_t kAhead = TileSums::kVectors <= 4 ? 6 : 0;
   // In local variables: what a pointer leads to would be read again after every store.
   const Problem& p = job.problem;
   const Weight& w = job.weight;
@@ -115,11 +118,11 @@ static void run_rows(const Job& job, const Item& item, int64_t first, int64_t la
       sums.load_from(parked, sums.kAll);
     }
     sums.clear_rest(sums.kRest);
-    if (TileSums::kVectors <= 4) {
+    if (kAhead > 0 && k + kAhead < item.last_k) {
       for (int64_t slab = 0; slab < slab_count; ++slab) {
-        const int64_t ahead = row[slab * slab_rows + to] + 96;
+        const int64_t ahead = row[slab * slab_rows + kAhead * 3 + from];
         __builtin_prefetch(values + ahead), __builtin_prefetch(values + ahead + 16);
-        __builtin_prefetch(codes + ahead + 64);
+        __builtin_prefetch(codes + ahead);
       }
     }
     for (int64_t slab = 0; slab < slab_count; ++slab)
@@ -146,7 +149,7 @@ static void run_item(const Job& job, const Item& item, float* scratch) {
   float* const panel = scratch;
   float* const parked = scratch + panel_floats(job);
   Shifts shifts;
-  const bool shifted = l.lanes == 1 && shifts.find(job, item.grid_col * kWidth);
+  const bool shifted = l.lanes == 1 && shifts.find(job, item.grid_row, item.grid_col);
   for (int64_t first = 0; first < slab_count; first += job.panel_slabs) {
     const int64_t last = min(slab_count, first + job.panel_slabs);
     const int64_t first_channel = first * slab_channels, channels = min(group_in, last * slab_channels) - first_channel;
@@ -154,7 +157,7 @@ static void run_item(const Job& job, const Item& item, float* scratch) {
     if (shifted) {
       shifts.fill(job, from, channels, panel);
     } else if (l.lanes == 1) {
-      fill_runs(job, from, channels, item.grid_col * kWidth, panel);
+      fill_runs(job, from, channels, item.grid_row, item.grid_col, panel);
     } else {
       fill_images(job, from, channels, item.grid_row, item.grid_col, panel);
     }
@@ -200,6 +203,7 @@ static void run_items(const Job& job, int64_t first, int64_t last, float* scratc
 }
 
 extern const Kernels kernels;
-const Kernels kernels = {SMART_NAME, kWidth, SMART_MAX_TILE, interleave, run_items};
+const Kernels kernels = {SMART_NAME, kWidth, SMART_MAX_TILE, run_items, interleave, separate,
+                         affine,     add,    max_pool,       average};
 
 }  // namespace smart::cpu::SMART_ISA

@@ -37,10 +37,10 @@ std::vector<int64_t> classes(int64_t count, int64_t keys, const Key& key) {
 
 int64_t class_count(const std::vector<int64_t>& of_tap) { return 1 + *std::max_element(of_tap.begin(), of_tap.end()); }
 
-// Pixel layout: tap rows that share planes.
-std::vector<int64_t> shared_rows(const Problem& p, int64_t width) {
+// Pixel layout: tap rows that share planes; `pitch` floats lie between rows of outputs.
+std::vector<int64_t> shared_rows(const Problem& p, int64_t width, int64_t pitch) {
   return classes(p.kernel_h, p.stride_h * width,
-                 [&](int64_t r) { return row_phase(p, r) * width + row_shift(p, r) * p.out_width % width; });
+                 [&](int64_t r) { return row_phase(p, r) * width + row_shift(p, r) * pitch % width; });
 }
 
 // Image layout: stride phases that taps use.
@@ -80,28 +80,48 @@ Plan best_plan(const Problem& p, const Weight& w, int64_t path_nonzeros, const K
 
 }  // namespace
 
-Plan pixel_plan(const Problem& p, const Weight& w, int64_t path_nonzeros, const Kernels& kernels) {
-  const int64_t width = kernels.width;
-  const std::vector<int64_t> sharing = shared_rows(p, width);
+namespace {
+
+// The planes of a pixel layout whose tile is chosen; rows of outputs are `pitch` floats apart.
+void add_planes(const Problem& p, int64_t width, int64_t pitch, Plan& plan) {
+  Layout& l = plan.layout;
+  const std::vector<int64_t> sharing = shared_rows(p, width, pitch);
   std::vector<int64_t> first(class_count(sharing), -1), last(first.size());
   for (int64_t r = 0; r < p.kernel_h; ++r) {
     if (first[sharing[r]] < 0) first[sharing[r]] = r;
     last[sharing[r]] = r;
   }
-  return best_plan(p, w, path_nonzeros, kernels, [&](Plan& plan) {
+  for (std::size_t n = 0; n < first.size(); ++n) {
+    const int64_t span = (row_shift(p, last[n]) - row_shift(p, first[n])) * pitch;
+    for (int64_t s = 0; s < p.kernel_w; ++s) {
+      const int64_t length = l.tile_rows * l.tile_cols * width + span;
+      plan.planes.push_back({first[n] * p.dilation_h, s * p.dilation_w, l.channel, length});
+      l.channel += length;
+    }
+  }
+}
+
+}  // namespace
+
+Plan pixel_plan(const Problem& p, const Weight& w, int64_t path_nonzeros, const Kernels& kernels) {
+  const int64_t width = kernels.width;
+  const Plan flat = best_plan(p, w, path_nonzeros, kernels, [&](Plan& plan) {
     Layout& l = plan.layout;
     if (l.tile_rows > 1) return false;
-    l.lanes = 1;
+    l.lanes = 1, l.flat = true;
     l.grid_rows = 1, l.grid_cols = ceil_div(p.out_height * p.out_width, width);
-    for (std::size_t n = 0; n < first.size(); ++n) {
-      const int64_t span = (row_shift(p, last[n]) - row_shift(p, first[n])) * p.out_width;
-      for (int64_t s = 0; s < p.kernel_w; ++s) {
-        plan.planes.push_back({first[n] * p.dilation_h, s * p.dilation_w, l.channel, l.tile_cols * width + span});
-        l.channel += plan.planes.back().length;
-      }
-    }
+    add_planes(p, width, p.out_width, plan);
     return true;
   });
+  const Plan by_rows = best_plan(p, w, path_nonzeros, kernels, [&](Plan& plan) {
+    Layout& l = plan.layout;
+    l.lanes = 1;
+    l.grid_rows = p.out_height, l.grid_cols = ceil_div(p.out_width, width);
+    l.pitch = l.tile_cols, l.row_stride = l.pitch * width;
+    add_planes(p, width, l.row_stride, plan);
+    return true;
+  });
+  return by_rows.cycles < flat.cycles ? by_rows : flat;
 }
 
 Plan image_plan(const Problem& p, const Weight& w, int64_t path_nonzeros, const Kernels& kernels) {
@@ -135,8 +155,9 @@ std::vector<int32_t> code_offsets(const Problem& p, const Plan& plan, int64_t wi
   const Layout& l = plan.layout;
   const int64_t taps = p.kernel_h * p.kernel_w;
   const bool by_pixel = l.lanes == 1;
+  const int64_t pitch = l.flat ? p.out_width : l.row_stride;
   const std::vector<int64_t> rows =
-      by_pixel ? shared_rows(p, width) : used_phases(p.kernel_h, p.dilation_h, p.stride_h);
+      by_pixel ? shared_rows(p, width, pitch) : used_phases(p.kernel_h, p.dilation_h, p.stride_h);
   const std::vector<int64_t> columns = used_phases(p.kernel_w, p.dilation_w, p.stride_w);
   std::vector<int32_t> offsets(slab_channels * taps);
   for (int64_t r = 0; r < p.kernel_h; ++r) {
@@ -144,7 +165,7 @@ std::vector<int32_t> code_offsets(const Problem& p, const Plan& plan, int64_t wi
       int64_t at;
       if (by_pixel) {
         const int64_t shift = row_shift(p, r) - row_shift(p, first_of(rows, rows[r]));
-        at = plan.planes[rows[r] * p.kernel_w + s].start + shift * p.out_width;
+        at = plan.planes[rows[r] * p.kernel_w + s].start + shift * pitch;
       } else {
         const Plane& plane = plan.planes[rows[r] * class_count(columns) + columns[s]];
         at = plane.start + row_shift(p, r) * l.row_stride + s * p.dilation_w / p.stride_w * width;

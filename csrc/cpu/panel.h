@@ -46,28 +46,31 @@ static inline void fill_run(const Job& job, const Run& run, const float* channel
   for (int64_t j = run.count - run.zeros_after; j < run.count; ++j) to[j] = 0.0f;
 }
 
-// x: the first of the channels; the tile begins with output `first`.
-static void fill_runs(const Job& job, const float* x, int64_t channels, int64_t first, float* panel) {
+// x: the first of the channels; the tile begins at (grid_row, grid_col).
+static void fill_runs(const Job& job, const float* x, int64_t channels, int64_t grid_row, int64_t grid_col,
+                      float* panel) {
   const Problem& p = job.problem;
-  const int64_t first_p = first / p.out_width, first_q = first % p.out_width;
+  const Layout& l = job.layout;
+  const int64_t first = grid_col * kWidth;
+  const int64_t first_p = l.flat ? first / p.out_width : grid_row, first_q = l.flat ? first % p.out_width : first;
   constexpr int kRuns = 64;
   Run runs[kRuns];
   int known = 0;
   // Channel by channel: the same row of many channels often lies in the same set of the cache.
   const auto fill = [&] {
     for (int64_t c = 0; c < channels; ++c)
-      for (int n = 0; n < known; ++n)
-        fill_run(job, runs[n], x + c * p.height * p.width, panel + c * job.layout.channel);
+      for (int n = 0; n < known; ++n) fill_run(job, runs[n], x + c * p.height * p.width, panel + c * l.channel);
     known = 0;
   };
   for (int64_t n = 0; n < job.plane_count; ++n) {
     const Plane& plane = job.planes[n];
     int64_t h = first_p * p.stride_h + plane.row - p.pad_top, q = first_q;
-    for (int64_t done = 0; done < plane.length; h += p.stride_h, q = 0) {
-      const int64_t left = plane.length - done, count = min(p.out_width - q, left);
+    for (int64_t done = 0; done < plane.length; h += p.stride_h) {
+      const int64_t left = plane.length - done, count = l.flat ? min(p.out_width - q, left) : l.row_stride;
       if (known == kRuns) fill();
       runs[known++] = run_of(p, h, q * p.stride_w + plane.column - p.pad_left, plane.start + done, count, left);
       done += count;
+      if (l.flat) q = 0;
     }
   }
   fill();
@@ -92,28 +95,33 @@ struct Shifts {
   int count = 0, mask_count = 0;
 
   // False where the convolution or the tile is of another kind.
-  bool find(const Job& job, int64_t first) {
+  bool find(const Job& job, int64_t grid_row, int64_t grid_col) {
     const Problem& p = job.problem;
     if (p.stride_h != 1 || p.stride_w != 1 || p.out_width != p.width) return false;
     if (job.layout.channel > kMost * kWidth || p.height * p.width > (int64_t{1} << 30)) return false;
     for (int64_t n = 0; n < job.plane_count; ++n)
       for (int64_t done = 0; done < job.planes[n].length; done += kWidth)
-        if (!add(p, job.planes[n], done, first)) return false;
+        if (!add(job, job.planes[n], done, grid_row, grid_col * kWidth)) return false;
     return true;
   }
 
-  bool add(const Problem& p, const Plane& plane, int64_t done, int64_t first) {
+  bool add(const Job& job, const Plane& plane, int64_t done, int64_t grid_row, int64_t first) {
+    const Problem& p = job.problem;
+    const Layout& l = job.layout;
     const int64_t row = plane.row - p.pad_top, column = plane.column - p.pad_left;
-    int64_t h = (first + done) / p.width + row, w = (first + done) % p.width + column;
+    const int64_t output =
+        l.flat ? first + done : (grid_row + done / l.row_stride) * p.width + first + done % l.row_stride;
+    int64_t h = output / p.width + row, w = output % p.width + column;
+    if (!l.flat) h = grid_row + done / l.row_stride + row, w = first + done % l.row_stride + column;
     Mask inside = {};
     int found = 0;
     for (int lane = 0; lane < kWidth; ++lane) {
       if (h >= 0 && h < p.height && w >= 0 && w < p.width) inside[lane] = -1, ++found;
-      if (++w == p.width + column) w = column, ++h;
+      if (++w == p.width + column && l.flat) w = column, ++h;
     }
     Shift& shift = shifts[count++];
     shift.to = static_cast<int32_t>(plane.start + done);
-    shift.from = static_cast<int32_t>(first + done + row * p.width + column);
+    shift.from = static_cast<int32_t>(output + row * p.width + column);
     shift.mask = found == kWidth ? kInside : found == 0 ? kOutside : number_of(inside);
     return shift.mask < kMostMasks;
   }
@@ -173,27 +181,6 @@ static inline void fill_images(const Job& job, const float* x, int64_t channels,
         for (int64_t j = 0, w = left; j < l.pitch; ++j, w += p.stride_w, panel += kWidth)
           store(panel, inside && w >= 0 && w < p.width ? load(row + w * kWidth) : Vector{});
       }
-    }
-  }
-}
-
-// kWidth pixels of kWidth images at a time, transposed; the last square overlaps the one before, or is cut short.
-static void interleave(const Problem& p, const float* x, int64_t images, float* to, int64_t first, int64_t last) {
-  const int64_t pixels = p.height * p.width, image_stride = p.in_channels * pixels;
-  for (int64_t c = first; c < last; ++c) {
-    for (int64_t done = 0; done < pixels; done += kWidth) {
-      const int64_t pixel = min(done, max(pixels - kWidth, 0)), count = min(kWidth, pixels);
-      const float* from = x + c * pixels + pixel;
-      Vector square[kWidth] = {};
-      for (int64_t i = 0; i < images; ++i) {
-        if (count == kWidth) {
-          square[i] = load(from + i * image_stride);
-        } else {
-          for (int64_t j = 0; j < count; ++j) square[i][j] = from[i * image_stride + j];
-        }
-      }
-      transpose(square);
-      for (int64_t j = 0; j < count; ++j) store(to + (c * pixels + pixel + j) * kWidth, square[j]);
     }
   }
 }

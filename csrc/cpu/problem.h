@@ -66,14 +66,16 @@ static inline Epilogue advanced(Epilogue e, int64_t numbers) {
 // output pixels. The panel has one plane for each stride phase that a tap uses, so that what a tap reads for
 // neighbouring outputs are neighbours.
 //
-// Pixel layout (lanes = 1): a vector holds successive outputs' pixels of one image, running on across the ends of rows;
-// a tile is tile_cols of them. The panel has a plane for each tap column, shifted by it and cut to the output's
-// columns. Tap rows share planes as far as their shifts differ by whole vectors.
+// Pixel layout (lanes = 1): a vector holds neighbouring outputs' pixels of one image. The panel has a plane for each
+// tap column, shifted by it; tap rows share planes as far as their shifts differ by whole vectors. Either vectors begin
+// anew with each row of the image, and a tile is tile_rows x tile_cols of them; or, for narrow images, they run on
+// across the ends of rows (`flat`), and a tile is tile_cols successive ones.
 struct Layout {
   int64_t lanes;
+  bool flat;
   int64_t tile_rows, tile_cols;  // vectors
   int64_t grid_rows, grid_cols;  // all outputs of one channel, in vectors
-  int64_t rows, pitch;           // image layout: of one plane, in vectors
+  int64_t rows, pitch;           // of one plane, in vectors; in pixel layout pitch alone
   int64_t row_stride;            // floats from a tile's row to the next, in the panel
   int64_t channel;               // floats of one channel in the panel
 };
@@ -138,10 +140,17 @@ struct Kernels {
   const char* name;
   int64_t width;     // floats a vector
   int64_t max_tile;  // vectors whose sums fit the registers
-  // Interleaves input channels [first, last) of at most `width` images, (images, C, H, W) -> (C, H, W, width).
-  void (*interleave)(const Problem&, const float* x, int64_t images, float* to, int64_t first, int64_t last);
   // `scratch` starts on a cache line.
   void (*run_items)(const Job&, int64_t first, int64_t last, float* scratch);
+  // The others are described in cpu/pointwise.h.
+  void (*interleave)(const float* x, int64_t channels, int64_t pixels, int64_t images, float* to, int64_t first,
+                     int64_t last);
+  void (*separate)(const float* x, int64_t channels, int64_t pixels, int64_t images, float* to, int64_t first,
+                   int64_t last);
+  void (*affine)(const Affine&, const float* x, int64_t channels, int64_t floats, float* y);
+  void (*add)(const float* x, const float* other, bool rectify, int64_t floats, float* y);
+  void (*max_pool)(const Problem&, int64_t lanes, const float* x, float* y);
+  void (*average)(const float* x, int64_t channels, int64_t pixels, int64_t lanes, float* y);
 };
 
 }  // namespace smart::cpu

@@ -31,7 +31,7 @@ MAX_TAPS = 2**15  # the largest code is an int16
 def slab_channels(in_channels: int, taps: int) -> int:
     """Input channels a slab: about 144 weights a row, as long as codes fit a byte.
 
-    144 is 16 channels of a 3x3 kernel. With 16 images interleaved a tile of such a slab takes 30 KB, most of an L1
+    144 is 16 channels of a 3x3 kernel, whose panel for a tile of eight AVX-512 vectors takes 30 KB, most of an L1
     cache; longer rows would spill, shorter ones spend more on parking sums between slabs.
     """
     return max(1, min(in_channels, 64, max(144, min(taps * 4, 256)) // taps))

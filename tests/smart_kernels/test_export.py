@@ -457,12 +457,15 @@ def test_a_compiled_package_runs_in_cpp(package, images, tmp_path):
         assert relative_error(y, sparse(images, path=path)) < TOLERANCE
 
 
-def test_a_missing_compiler_is_named(images, tmp_path, monkeypatch):
+def test_a_missing_compiler_is_named(images, tmp_path):
     from torch._inductor import config
 
     sparse = swap(Small().eval(), images)
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    with pytest.raises(RuntimeError, match=r"AOTInductor found no C\+\+ compiler: install g\+\+"):
+    # Undone by monkeypatch, the setting would be gone for the rest of the process.
+    with (
+        config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(RuntimeError, match=r"AOTInductor found no C\+\+ compiler: install g\+\+"),
+    ):
         export(sparse, images, tmp_path / "net.pt2", format="aoti")
     assert not list(tmp_path.iterdir())
 

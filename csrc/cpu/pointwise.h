@@ -1,0 +1,103 @@
+// What surrounds convolutions, for values in either layout: channels of `pixels` pixels of `lanes` images each, lanes
+// being 1 or the vector width. Part of cpu/kernels.h, which says how it is compiled.
+#pragma once
+
+#include "cpu/vectors.h"
+
+namespace smart::cpu::SMART_ISA {
+
+// Calls square(pixel, count) for the pixels of a channel, kWidth at a time: the last square overlaps the one before, or
+// is cut short.
+template <class Square>
+static inline void for_squares(int64_t pixels, const Square& square) {
+  for (int64_t done = 0; done < pixels; done += kWidth) square(min(done, max(pixels - kWidth, 0)), min(kWidth, pixels));
+}
+
+// Channels [first, last) of at most kWidth images: (images, C, pixels) -> (C, pixels, kWidth).
+static void interleave(const float* x, int64_t channels, int64_t pixels, int64_t images, float* to, int64_t first,
+                       int64_t last) {
+  for (int64_t c = first; c < last; ++c) {
+    for_squares(pixels, [&](int64_t pixel, int64_t count) {
+      const float* from = x + c * pixels + pixel;
+      Vector square[kWidth] = {};
+      for (int64_t i = 0; i < images; ++i, from += channels * pixels) {
+        if (count == kWidth) {
+          square[i] = load(from);
+        } else {
+          for (int64_t j = 0; j < count; ++j) square[i][j] = from[j];
+        }
+      }
+      transpose(square);
+      for (int64_t j = 0; j < count; ++j) store(to + (c * pixels + pixel + j) * kWidth, square[j]);
+    });
+  }
+}
+
+// The inverse.
+static void separate(const float* x, int64_t channels, int64_t pixels, int64_t images, float* to, int64_t first,
+                     int64_t last) {
+  for (int64_t c = first; c < last; ++c) {
+    for_squares(pixels, [&](int64_t pixel, int64_t count) {
+      Vector square[kWidth] = {};
+      for (int64_t j = 0; j < count; ++j) square[j] = load(x + (c * pixels + pixel + j) * kWidth);
+      transpose(square);
+      float* row = to + c * pixels + pixel;
+      for (int64_t i = 0; i < images; ++i, row += channels * pixels) {
+        if (count == kWidth) {
+          store(row, square[i]);
+        } else {
+          for (int64_t j = 0; j < count; ++j) row[j] = square[i][j];
+        }
+      }
+    });
+  }
+}
+
+template <class Number>
+static inline Number rectified(Number x) {
+  return x < 0.0f ? Number{} : x;  // keeps NaN, as torch does
+}
+
+// y = relu(x * scale + bias), or without relu.
+static void affine(const Affine& a, const float* x, int64_t channels, int64_t floats, float* y) {
+  for (int64_t c = 0; c < channels; ++c, x += floats, y += floats) {
+    const float scale = a.scale[c], bias = a.bias[c];
+    for (int64_t i = 0; i < floats; ++i) {
+      const float value = x[i] * scale + bias;
+      y[i] = a.relu ? rectified(value) : value;
+    }
+  }
+}
+
+// y = relu(x + other), or without relu; without `other` relu(x).
+static void add(const float* x, const float* other, bool rectify, int64_t floats, float* y) {
+  for (int64_t i = 0; i < floats; ++i) {
+    const float value = other ? x[i] + other[i] : x[i];
+    y[i] = rectify ? rectified(value) : value;
+  }
+}
+
+// Without padding: (C, H, W, lanes) -> (C, P, Q, lanes). A NaN in a window is its maximum, as in torch.
+static void max_pool(const Problem& p, int64_t lanes, const float* x, float* y) {
+  for (int64_t c = 0; c < p.in_channels; ++c, x += p.height * p.width * lanes)
+    for (int64_t i = 0; i < p.out_height; ++i)
+      for (int64_t j = 0; j < p.out_width; ++j, y += lanes)
+        for (int64_t r = 0; r < p.kernel_h; ++r)
+          for (int64_t s = 0; s < p.kernel_w; ++s) {
+            const float* from = x + ((i * p.stride_h + r) * p.width + j * p.stride_w + s) * lanes;
+            for (int64_t lane = 0; lane < lanes; ++lane)
+              if (r + s == 0 || from[lane] > y[lane] || from[lane] != from[lane]) y[lane] = from[lane];
+          }
+}
+
+// (C, pixels, lanes) -> (C, lanes), summed in float64.
+static void average(const float* x, int64_t channels, int64_t pixels, int64_t lanes, float* y) {
+  for (int64_t c = 0; c < channels; ++c, y += lanes) {
+    double sums[kWidth] = {};
+    for (int64_t i = 0; i < pixels; ++i, x += lanes)
+      for (int64_t lane = 0; lane < lanes; ++lane) sums[lane] += x[lane];
+    for (int64_t lane = 0; lane < lanes; ++lane) y[lane] = static_cast<float>(sums[lane] / pixels);
+  }
+}
+
+}  // namespace smart::cpu::SMART_ISA

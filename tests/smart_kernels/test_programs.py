@@ -1,0 +1,357 @@
+"""Stretches of a network that run as one call of the CPU kernels."""
+
+import copy
+import gc
+import threading
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import MaskedConv, TwoPaths
+from torch import nn
+
+from smart_kernels import load, native, programs, save, swap, verify
+from smart_kernels.modules import SparseConv2d
+
+pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+LANES = native.cpu_lanes()
+
+
+class Zoo(nn.Module):
+    """Joins, gates, pools and activations, in place and not; some of it no program can run."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = MaskedConv(2, 6, 3, padding=1), MaskedConv(6, 6, 1)
+        self.depthwise = MaskedConv(6, 6, 3, padding=1, groups=6, density=0.9)
+        self.squeeze, self.excite = MaskedConv(6, 2, 1, density=0.5), MaskedConv(2, 6, 1, density=0.5)
+        self.norm, self.relu6, self.silu = nn.BatchNorm2d(6), nn.ReLU6(inplace=True), nn.SiLU(inplace=True)
+        self.c, self.d, self.relu = (
+            MaskedConv(6, 6, 3, 2, padding=(2, 0), dilation=(1, 2)),
+            MaskedConv(6, 9, 2),
+            nn.ReLU(),
+        )
+        self.pool, self.average = nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)
+        self.reflect = MaskedConv(9, 4, 3, padding=1, padding_mode="reflect")
+        self.e, self.last, self.fc = MaskedConv(4, 20, 3, groups=2, padding=1), MaskedConv(20, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.relu6(self.norm(self.a(x)))
+        gate = torch.sigmoid(self.excite(self.silu(self.squeeze(self.average(x)))))
+        y = self.depthwise(x) * gate + self.b(x)
+        z = self.c(y)
+        y = self.d(z + F.relu(z))
+        y = self.reflect(self.pool(y) + F.max_pool2d(y, (2, 2), stride=2))
+        z = self.last(self.e(y))
+        return self.fc(F.adaptive_avg_pool2d(torch.relu(z), 1).flatten(1)), y, z
+
+
+def example(network, batch):
+    return torch.rand(batch, 1 if network is TwoPaths else 2, 14, 17)
+
+
+def forced(model, x):
+    """The network swapped, with programs whatever was measured."""
+    sparse = swap(model, x, backend="cpu", measure=False)
+    sparse.runs_programs = True
+    return sparse
+
+
+def programs_of(sparse, x):
+    return [module for module in sparse._graph_for(x).modules() if isinstance(module, programs.Program)]
+
+
+@pytest.mark.parametrize("isa", native.cpu_isas())
+@pytest.mark.parametrize("network", [TwoPaths, Zoo])
+@pytest.mark.parametrize("batch", [1, 3, LANES, 2 * LANES + 1])
+def test_programs_compute_what_the_network_does(poisoned, isa, network, batch):
+    model, x = network().eval(), example(network, batch)
+    sparse = forced(model, x)
+    found = programs_of(sparse, x)
+    assert len(found) >= (1 if network is TwoPaths else 2)
+    for program in found:
+        program.isa = isa
+    assert max(verify(model, sparse, x).values()) < 1e-5
+    mixed = sparse(x, path=0.4)
+    sparse.runs_programs = False
+    torch.testing.assert_close(mixed, sparse(x, path=0.4), rtol=1e-4, atol=1e-5)
+
+
+class Deep(nn.Module):
+    """Maps of many sizes: programs of it change their layout on the way."""
+
+    def __init__(self):
+        super().__init__()
+        widths = (3, 16, 24, 40, 48)
+        self.convs = nn.ModuleList(MaskedConv(a, b, 3, 2, 1) for a, b in pairwise(widths))
+        self.sames = nn.ModuleList(MaskedConv(b, b, 3, padding=1) for b in widths[1:])
+
+    def forward(self, x):
+        early = None
+        for conv, same in zip(self.convs, self.sames, strict=True):
+            x = F.relu(conv(x))
+            x = F.relu(same(x) + x)
+            early = x if early is None else early
+        return x, early
+
+
+@pytest.mark.parametrize("batch", [1, 2, 2 * LANES, 2 * LANES + 5])
+def test_layouts_change_between_layers_and_threads_agree(poisoned, batch):
+    model, x, before = Deep().eval(), torch.rand(batch, 3, 33, 48), torch.get_num_threads()
+    sparse, results = forced(model, x), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(sparse(x, path="adv"))
+    finally:
+        torch.set_num_threads(before)
+    assert verify(model, sparse, x)["adv"] < 1e-5
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_every_thread_may_run_another_path():
+    model, x = TwoPaths().eval(), example(TwoPaths, 2)
+    sparse = forced(model, x)
+    expected = {path: sparse(x, path=path) for path in ("clean", "adv", 0.3)}
+    wrong = []
+
+    def run(path):
+        for _ in range(20):
+            if not torch.equal(sparse(x, path=path), expected[path]):
+                wrong.append(path)
+
+    threads = [threading.Thread(target=run, args=(path,)) for path in expected for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_each_sample_may_take_its_own_path():
+    model, x = TwoPaths().eval(), example(TwoPaths, 5)
+    sparse = forced(model, x)
+    y = sparse(x, path=torch.arange(5) % 2)
+    for i in range(5):
+        expected = sparse(x[i : i + 1], path=("clean", "adv")[i % 2])
+        torch.testing.assert_close(y[i : i + 1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_networks_that_write_in_place_are_left_as_they_are():
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = MaskedConv(1, 4, 3), MaskedConv(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            y = self.a(x)
+            z = self.b(y)
+            y.add_(1)
+            return z * y
+
+    model, x = Writes().eval(), torch.rand(2, 1, 8, 8)
+    sparse = swap(model, x, strict=True)
+    assert programs.rewrite(sparse.net, x) is None
+    sparse.choose_programs(x)
+    assert not sparse.runs_programs
+
+
+def test_one_layer_is_no_program():
+    model, x = nn.Sequential(MaskedConv(1, 4, 3), nn.SiLU(), MaskedConv(4, 4, 3)).eval(), torch.rand(2, 1, 8, 8)
+    assert programs.rewrite(swap(model, x, backend="cpu").net, x) is None
+
+
+def test_too_many_dense_layers_are_not_packed_twice():
+    model, x = TwoPaths().eval(), example(TwoPaths, 2)
+    assert programs.rewrite(swap(model, x, backend="dense").net, x) is None
+
+
+def test_the_faster_way_is_taken(monkeypatch):
+    from smart_kernels import model as module
+
+    times = {}
+
+    def interleave(calls, budget_s):
+        (plain, graph) = calls
+        for call in calls.values():
+            call()
+        return {plain: [times["plain"]], graph: [times["graph"]]}
+
+    x = example(TwoPaths, 2)
+    sparse = swap(TwoPaths().eval(), x, strict=True)
+    monkeypatch.setattr(module, "interleave", interleave)
+    times.update(plain=2.0, graph=1.0)
+    sparse.choose_programs(x)
+    assert sparse.runs_programs
+    times.update(plain=1.0, graph=2.0)
+    sparse.choose_programs(x)
+    assert not sparse.runs_programs
+
+
+def test_they_follow_new_values_copies_and_moves():
+    model, x = TwoPaths().eval(), example(TwoPaths, 3)
+    sparse = forced(model, x)
+    before = sparse(x)
+    assert sparse._graphs
+    assert not any("program" in key for key in sparse.state_dict())
+    assert copy.deepcopy(sparse)._graphs == {}
+    torch.testing.assert_close(copy.deepcopy(sparse)(x), before)
+
+    changed = {k: v * 1.5 if v.is_floating_point() else v for k, v in sparse.state_dict().items()}
+    sparse.load_state_dict(changed)
+    after = sparse(x)
+    sparse.runs_programs = False
+    torch.testing.assert_close(after, sparse(x))
+    assert not torch.allclose(after, before)
+
+    sparse.runs_programs = True
+    moved = sparse.double()
+    assert not moved.runs_programs
+    assert moved(x.double()).dtype == torch.float64
+
+
+def test_a_network_that_runs_them_can_be_planned_anew():
+    model, x = TwoPaths().eval(), example(TwoPaths, 3)
+    sparse = forced(model, x)
+    sparse(x)
+    report = sparse.replan(torch.rand(2, 1, 30, 20), measure=False)
+    assert all(conv.input_shape[0] == 2 for conv in sparse.net.modules() if isinstance(conv, SparseConv2d))
+    assert report
+    assert sparse.runs_programs
+    assert max(verify(model, sparse, x).values()) < 1e-5
+
+
+def test_a_loaded_network_runs_them(tmp_path):
+    model, x = TwoPaths().eval(), example(TwoPaths, 3)
+    sparse = forced(model, x)
+    save(sparse, tmp_path / "m.safetensors")
+    loaded = load(tmp_path / "m.safetensors")
+    assert loaded.runs_programs
+    torch.testing.assert_close(loaded(x, path="adv"), sparse(x, path="adv"))
+    assert programs_of(loaded, x)
+
+
+def test_inputs_of_gradients_other_shapes_and_other_strides():
+    model, x = TwoPaths().eval(), example(TwoPaths, 3)
+    sparse = forced(model, x)
+    y = sparse(x)
+    with pytest.raises(RuntimeError, match="no gradients"):
+        sparse(x.clone().requires_grad_()).sum().backward()
+    for batch in (1, 2, 4, 5, 6):  # more shapes than graphs are kept for
+        assert max(verify(model, sparse, example(TwoPaths, batch)).values()) < 1e-5
+    assert max(verify(model, sparse, torch.rand(2, 1, 9, 30)).values()) < 1e-5
+    torch.testing.assert_close(sparse(x.to(memory_format=torch.channels_last)), y)
+    assert sparse(x[:0]).shape == (0, 10)
+    with pytest.raises(Exception, match="3 channels"):
+        sparse(torch.rand(2, 3, 14, 17))
+
+
+def test_weights_of_its_own_are_counted():
+    model, x = TwoPaths().eval(), example(TwoPaths, 2)
+    sparse = swap(model, x, strict=True)  # the stem has no zeros, so it runs densely
+    sparse.runs_programs = False
+    sparse._graphs.clear()
+    plain = sparse.weight_bytes
+    sparse.runs_programs = True
+    sparse(x)
+    (program, *_) = programs_of(sparse, x)
+    twins = [s.module for s in program.steps if isinstance(s.module, SparseConv2d)]
+    twins = [twin for twin in twins if twin not in set(sparse.net.modules())]
+    assert len(twins) == 1
+    assert sparse.weight_bytes == plain + twins[0].packed.nbytes
+
+
+def test_nan_and_infinity_stay_where_torch_has_them():
+    model = nn.Sequential(MaskedConv(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), MaskedConv(3, 2, 1), nn.ReLU())
+    x = torch.rand(2, 1, 8, 8)
+    sparse = forced(model.eval(), x)
+    assert programs_of(sparse, x)
+    x[0, 0, 0, 0], x[1, 0, 3, 3] = float("nan"), float("inf")
+    y = sparse(x)
+    sparse.runs_programs = False
+    torch.testing.assert_close(y, sparse(x), equal_nan=True)
+
+
+def test_programs_are_freed_with_their_network():
+    model, x = TwoPaths().eval(), example(TwoPaths, 2)
+    sparse = forced(model, x)
+    sparse(x)
+    (program, *_) = programs_of(sparse, x)
+    number = program._handles["clean"].number
+    stage = torch.rand(program.shapes[0])
+    assert torch.ops.smart_kernels.program_run(number, [stage])
+    del program, sparse
+    gc.collect()
+    with pytest.raises(RuntimeError, match=f"no program {number}"):
+        torch.ops.smart_kernels.program_run(number, [stage])
+
+
+class TestTheOperatorChecksWhatItIsGiven:
+    def create(self, tensors=(), inputs=(2, 4, 4), steps=None, outputs=(1,), batch=1, isa=""):
+        steps = self.step(programs.ADD) if steps is None else steps
+        create = torch.ops.smart_kernels.program_create
+        return create([*tensors, torch.zeros(1)], list(inputs), list(steps), list(outputs), batch, isa)
+
+    def step(self, kind, x=0, other=-1, y=1, second=-1, tensors=(-1,) * 7, numbers=(0,) * 5, geometry=(0,) * 13):
+        return [kind, x, other, y, second, *tensors, *numbers, *geometry]
+
+    def test_a_good_one_runs(self):
+        number = self.create(steps=self.step(programs.ADD, other=0))
+        (y,) = torch.ops.smart_kernels.program_run(number, [torch.ones(1, 2, 4, 4)])
+        assert torch.equal(y, torch.full((1, 2, 4, 4), 2.0))
+        for wrong in (torch.ones(2, 2, 4, 4), torch.ones(1, 2, 4, 5), torch.ones(1, 2, 4, 4).double()):
+            with pytest.raises(RuntimeError, match="made for float32"):
+                torch.ops.smart_kernels.program_run(number, [wrong])
+        with pytest.raises(RuntimeError, match="takes 1 inputs"):
+            torch.ops.smart_kernels.program_run(number, [torch.ones(1, 2, 4, 4)] * 2)
+        torch.ops.smart_kernels.program_free(number)
+        torch.ops.smart_kernels.program_free(number)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"batch": 0}, "batch"),
+            ({"inputs": (2, 4)}, "three numbers"),
+            ({"inputs": (2, 0, 4)}, "below 1"),
+            ({"steps": ()}, "steps"),
+            ({"steps": (0,) * 7}, "steps"),
+            ({"outputs": (0,)}, "made by no step"),
+            ({"outputs": (2,)}, "made by no step"),
+            ({"outputs": (-1,)}, "made by no step"),
+            ({"isa": "mmx"}, "mmx"),
+        ],
+    )
+    def test_its_arguments(self, arguments, message):
+        with pytest.raises(RuntimeError, match=message):
+            self.create(**arguments)
+
+    @pytest.mark.parametrize(
+        ("step", "message"),
+        [
+            ({"kind": 7}, "unknown kind"),
+            ({"kind": -1}, "unknown kind"),
+            ({"kind": programs.ADD, "x": 1}, "reads value 1"),
+            ({"kind": programs.ADD, "x": -1}, "reads value -1"),
+            ({"kind": programs.ADD, "other": 5}, "reads value 5"),
+            ({"kind": programs.ADD, "y": 0}, "makes value 0"),
+            ({"kind": programs.ADD, "second": 9}, "makes value 9"),
+            ({"kind": programs.AFFINE}, "needs a scale"),
+            ({"kind": programs.AFFINE, "tensors": (-1, -1, -1, -1, -1, 0, 0)}, "affine_scale"),
+            ({"kind": programs.AFFINE, "tensors": (-1, -1, -1, -1, -1, 3, 3)}, "reads tensor 3"),
+            ({"kind": programs.CONVOLUTION}, "geometry"),
+            ({"kind": programs.CONVOLUTION, "geometry": (4, 2, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1)}, "reads tensor -1"),
+            ({"kind": programs.CONVOLUTION, "geometry": (4, 3, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1)}, "2 channels"),
+            ({"kind": programs.MAX_POOL, "geometry": (1, 1, 5, 5, 1, 1, 0, 0, 0, 0, 1, 1, 1)}, "smaller than the"),
+            ({"kind": programs.MAX_POOL, "geometry": (1, 1, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1)}, "padding"),
+        ],
+    )
+    def test_its_steps(self, step, message):
+        with pytest.raises(RuntimeError, match=message):
+            self.create(steps=self.step(**step))
+
+    def test_sizes_of_what_is_added(self):
+        pool = self.step(programs.MAX_POOL, geometry=(1, 1, 2, 2, 2, 2, 0, 0, 0, 0, 1, 1, 1))
+        with pytest.raises(RuntimeError, match="the size of what"):
+            self.create(steps=[*pool, *self.step(programs.ADD, x=1, other=0, y=2)])
