@@ -37,7 +37,7 @@ def results(rows: Sequence[Mapping[str, Any]], command: str, commit_: str | None
             "torch": torch.__version__,
             "smart": __version__,
             "smart_kernels": smart_kernels.__version__,
-            **peers.versions(row["runner"] for row in rows),
+            **peers.versions(row["runner"] for row in rows if "runner" in row),
         },
         "commit": commit_ or commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

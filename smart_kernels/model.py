@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smart_kernels import paths, programs
+from smart_kernels import lowering, paths
 from smart_kernels.modules import SparseConv2d
 from smart_kernels.packing import PackedWeight
 from smart_kernels.planner import AUTO, DENSE, Choice, Planner
@@ -80,14 +80,14 @@ class SparseModel(nn.Module):
         if graph is None:
             if len(self._graphs) >= MAX_GRAPHS:
                 self._graphs.clear()
-            graph = self._graphs[x.shape] = programs.rewrite(self.net, x) or self.net
+            graph = self._graphs[x.shape] = lowering.rewrite(self.net, x) or self.net
         return graph
 
     def choose_programs(self, example: Tensor) -> None:
         """Measures whether programs are faster for such a batch, and if so uses them."""
         self.runs_programs = False
         self._graphs.clear()
-        if self.uncaptured or not _may_run_programs(example) or (graph := programs.rewrite(self.net, example)) is None:
+        if self.uncaptured or not _may_run_programs(example) or (graph := lowering.rewrite(self.net, example)) is None:
             return
         calls = {net: partial(net, example, path=self.paths[-1]) for net in (self.net, graph)}
         with torch.inference_mode():

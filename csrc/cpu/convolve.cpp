@@ -1,6 +1,10 @@
 #include "cpu/convolve.h"
 
+#include <cstring>
 #include <stdexcept>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "cpu/threads.h"
 
@@ -27,10 +31,61 @@ int64_t choose_out_chunk(Job job, int64_t width, int64_t threads) {
   return job.out_chunk;
 }
 
-bool is_linear(const std::vector<int32_t>& offsets, const Layout& l, int64_t width) {
-  for (std::size_t code = 0; code < offsets.size(); ++code)
-    if (offsets[code] != static_cast<int64_t>(code) * l.tile_cols * width) return false;
-  return l.tile_rows == 1;
+// What `convolve` decided for one problem.
+struct Decision {
+  int64_t interleaved;  // images that run in the image layout; the rest does not
+  std::shared_ptr<const Plan> by_image, by_pixel;
+};
+
+Decision decide(const Kernels& kernels, const Problem& problem, const Weight& weight) {
+  const int64_t nonzeros = path_nonzeros(problem, weight);
+  const auto by_pixel = std::make_shared<Plan>(pixel_plan(problem, weight.slab_channels, nonzeros, kernels));
+  const auto by_image = std::make_shared<Plan>(image_plan(problem, weight.slab_channels, nonzeros, kernels));
+  // Whole blocks of images take the cheaper layout, and so does the rest of the batch.
+  const int64_t rest = problem.batch % kernels.width;
+  int64_t interleaved = problem.batch - rest;
+  if (!by_image->fits || by_image->cycles >= by_pixel->cycles * kernels.width) interleaved = 0;
+  if (interleaved == problem.batch - rest && by_image->fits && by_image->cycles < by_pixel->cycles * rest)
+    interleaved = problem.batch;
+  if (interleaved < problem.batch && !by_pixel->fits) throw std::length_error(kTooLarge);
+  return {interleaved, by_image, by_pixel};
+}
+
+// All that a decision depends on, and that its plans' validity depends on; the weight's memory stands for its masks,
+// which only make one plan faster than another.
+struct Key {
+  Problem problem;
+  const Kernels* kernels;
+  const int32_t* segments;
+  int64_t slab_channels, first_segment, last_segment;
+
+  bool operator==(const Key& other) const { return std::memcmp(this, &other, sizeof(Key)) == 0; }
+};
+static_assert(std::has_unique_object_representations_v<Problem>, "keys are compared byte by byte");
+
+// Planning takes some ten microseconds, as long as a small layer runs: the latest decisions are kept.
+const Decision& decision_for(const Kernels& kernels, const Problem& problem, const Weight& weight) {
+  constexpr std::size_t kMost = 256;
+  static thread_local std::vector<std::pair<Key, Decision>> known;
+  static thread_local std::size_t next = 0, oldest = 0;
+  const Key key = {problem, &kernels, weight.segments, weight.slab_channels, weight.first_segment, weight.last_segment};
+  // A network asks for its layers in the same order again and again.
+  for (std::size_t n = 0; n < known.size(); ++n) {
+    const std::size_t at = (next + n) % known.size();
+    if (known[at].first == key) {
+      next = at + 1;
+      return known[at].second;
+    }
+  }
+  Decision decision = decide(kernels, problem, weight);
+  if (known.size() < kMost) {
+    known.emplace_back(key, std::move(decision));
+    return known.back().second;
+  }
+  known[oldest] = {key, std::move(decision)};
+  const Decision& kept = known[oldest].second;
+  oldest = (oldest + 1) % kMost;
+  return kept;
 }
 
 }  // namespace
@@ -44,30 +99,24 @@ int64_t path_nonzeros(const Problem& p, const Weight& w) {
 }
 
 Convolution::Convolution(const Kernels& kernels, const Problem& problem, const Weight& weight, const Epilogue& epilogue,
-                         bool interleaved)
-    : kernels_(kernels), problem_(problem), weight_(weight), epilogue_(epilogue), job_{} {
-  const int64_t nonzeros = path_nonzeros(problem, weight);
-  plan_ = interleaved ? image_plan(problem, weight, nonzeros, kernels) : pixel_plan(problem, weight, nonzeros, kernels);
-  blocks_ = ceil_div(problem.batch, plan_.layout.lanes);
-  if (!fits()) return;
-  offsets_ = code_offsets(problem, plan_, kernels.width, weight.slab_channels);
+                         std::shared_ptr<const Plan> plan)
+    : kernels_(kernels), plan_(std::move(plan)), job_{} {
   job_.problem = problem, job_.weight = weight, job_.epilogue = epilogue;
-  job_.layout = plan_.layout;
-  job_.plane_count = static_cast<int64_t>(plan_.planes.size());
-  job_.linear = is_linear(offsets_, plan_.layout, kernels.width);
-  job_.slab_floats = weight.slab_channels * plan_.layout.channel;
+  job_.layout = plan_->layout;
+  job_.planes = plan_->planes.data(), job_.plane_count = static_cast<int64_t>(plan_->planes.size());
+  job_.offsets = plan_->offsets.data(), job_.linear = plan_->linear;
+  job_.slab_floats = weight.slab_channels * plan_->layout.channel;
   job_.panel_slabs = max(1, kPanelBytes / static_cast<int64_t>(job_.slab_floats * sizeof(float)));
   job_.panel_slabs = min(job_.panel_slabs, slabs(problem, weight));
+  job_.images = problem.batch;
 }
 
 void Convolution::run(const Arrays& arrays, int64_t threads) const {
-  const int64_t image_in = problem_.in_channels * problem_.height * problem_.width;
+  const Problem& p = job_.problem;
   Job job = job_;
-  job.planes = plan_.planes.data(), job.offsets = offsets_.data();
-  job.x = arrays.x, job.x_end = arrays.x + problem_.batch * image_in, job.y = arrays.y;
+  job.x = arrays.x, job.x_end = arrays.x + p.batch * p.in_channels * p.height * p.width, job.y = arrays.y;
   job.epilogue.residual = arrays.residual, job.epilogue.affine.y = arrays.second;
-  job.images = problem_.batch;
-  if (plan_.layout.lanes == 1 || problem_.interleaved) {
+  if (job.layout.lanes == 1 || p.interleaved) {
     run_items(job, threads);
   } else {
     run_interleaving(job, threads);
@@ -77,14 +126,14 @@ void Convolution::run(const Arrays& arrays, int64_t threads) const {
 void Convolution::run_items(Job job, int64_t threads) const {
   job.out_chunk = choose_out_chunk(job, kernels_.width, threads);
   const int64_t count = work_items(job);
-  parallel(count, plan_.cycles * smart::cpu::blocks(job) / count, threads, [&](int64_t first, int64_t last) {
+  parallel(count, plan_->cycles * blocks(job) / count, threads, [&](int64_t first, int64_t last) {
     float* scratch = item_scratch.at_least(panel_floats(job) + parked_floats(job, kernels_.width));
     kernels_.run_items(job, first, last, scratch);
   });
 }
 
 void Convolution::run_interleaving(const Job& whole, int64_t threads) const {
-  const Problem& p = problem_;
+  const Problem& p = whole.problem;
   const int64_t image_in = p.in_channels * p.height * p.width, image_out = p.out_channels * p.out_height * p.out_width;
   Job job = whole;
   float* images = block_scratch.at_least(image_in * kernels_.width);
@@ -103,28 +152,20 @@ void Convolution::run_interleaving(const Job& whole, int64_t threads) const {
 
 void convolve(const Kernels& kernels, const Problem& problem, const Weight& weight, const Epilogue& epilogue,
               const Arrays& arrays) {
-  // Whole blocks of images take the cheaper layout, and so does the rest of the batch.
-  const auto make = [&](int64_t images, bool interleaved) {
-    Problem part = problem;
-    part.batch = images;
-    return Convolution(kernels, part, weight, epilogue, interleaved);
-  };
-  const Convolution by_image = make(kernels.width, true), by_pixel = make(1, false);
-  const int64_t rest = problem.batch % kernels.width;
-  int64_t interleaved = problem.batch - rest;
-  if (!by_image.fits() || by_image.cycles() >= by_pixel.cycles() * kernels.width) interleaved = 0;
-  if (interleaved == problem.batch - rest && by_image.fits() && by_image.cycles() < by_pixel.cycles() * rest)
-    interleaved = problem.batch;
-  if (interleaved < problem.batch && !by_pixel.fits()) throw std::length_error(kTooLarge);
-
-  const int64_t threads = torch::stable::get_num_threads();
-  if (interleaved > 0) make(interleaved, true).run(arrays, threads);
+  const Decision decision = decision_for(kernels, problem, weight);
+  const int64_t threads = torch::stable::get_num_threads(), interleaved = decision.interleaved;
+  Problem part = problem;
+  if (interleaved > 0) {
+    part.batch = interleaved;
+    Convolution(kernels, part, weight, epilogue, decision.by_image).run(arrays, threads);
+  }
   if (interleaved < problem.batch) {
     const int64_t in = interleaved * problem.in_channels * problem.height * problem.width;
     const int64_t out = interleaved * problem.out_channels * problem.out_height * problem.out_width;
-    const Arrays rest_arrays = {arrays.x + in, arrays.y + out, arrays.residual ? arrays.residual + out : nullptr,
-                                arrays.second ? arrays.second + out : nullptr};
-    make(problem.batch - interleaved, false).run(rest_arrays, threads);
+    const Arrays rest = {arrays.x + in, arrays.y + out, arrays.residual ? arrays.residual + out : nullptr,
+                         arrays.second ? arrays.second + out : nullptr};
+    part.batch = problem.batch - interleaved;
+    Convolution(kernels, part, weight, epilogue, decision.by_pixel).run(rest, threads);
   }
 }
 

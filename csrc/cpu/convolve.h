@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <memory>
 
 #include "cpu/layout.h"
 #include "cpu/problem.h"
@@ -20,18 +20,12 @@ struct Arrays {
   float* second;          // the epilogue's second result, or null
 };
 
-// A convolution in one layout, all but its arrays settled. It refers to the weight's memory and the epilogue's.
+// A convolution by one plan, all but its arrays settled. It refers to the weight's memory and the epilogue's.
 class Convolution {
  public:
-  // `interleaved`: of problem.batch images in the image layout, which x and y have too if problem.interleaved;
-  // otherwise each image is interleaved for the run. The result's `fits()` must be checked.
+  // In the image layout, x and y are interleaved if the problem is; otherwise each image is interleaved for the run.
   Convolution(const Kernels& kernels, const Problem& problem, const Weight& weight, const Epilogue& epilogue,
-              bool interleaved);
-
-  bool fits() const { return smart::cpu::fits(plan_, weight_.slab_channels); }
-
-  // About, for the whole batch.
-  double cycles() const { return plan_.cycles * blocks_; }
+              std::shared_ptr<const Plan> plan);
 
   // On at most `threads` threads.
   void run(const Arrays& arrays, int64_t threads) const;
@@ -41,16 +35,12 @@ class Convolution {
   void run_items(Job job, int64_t threads) const;
 
   const Kernels& kernels_;
-  Problem problem_;
-  Weight weight_;
-  Epilogue epilogue_;
-  Plan plan_;
-  int64_t blocks_;
-  std::vector<int32_t> offsets_;
+  std::shared_ptr<const Plan> plan_;
   Job job_;
 };
 
-// Runs a convolution once, in the layouts that are cheapest. Throws std::length_error if its panel would be too large.
+// Runs a convolution once, in the layouts that are cheapest; plans are kept for the next time. Throws std::length_error
+// if its panel would be too large.
 void convolve(const Kernels& kernels, const Problem& problem, const Weight& weight, const Epilogue& epilogue,
               const Arrays& arrays);
 

@@ -52,9 +52,10 @@ int64_t first_of(const std::vector<int64_t>& of_tap, int64_t number) {
   return std::find(of_tap.begin(), of_tap.end(), number) - of_tap.begin();
 }
 
-double cycles(const Problem& p, const Weight& w, int64_t path_nonzeros, const Layout& l, int64_t width) {
-  const double vectors = l.tile_rows * l.tile_cols, slab_count = slabs(p, w);
-  const double panel_bytes = static_cast<double>(l.channel) * std::min(w.slab_channels, p.in_channels) * sizeof(float);
+double cycles(const Problem& p, int64_t slab_channels, int64_t path_nonzeros, const Layout& l, int64_t width) {
+  const double vectors = l.tile_rows * l.tile_cols;
+  const double slab_count = static_cast<double>(ceil_div(p.in_channels / p.groups, slab_channels));
+  const double panel_bytes = static_cast<double>(l.channel) * std::min(slab_channels, p.in_channels) * sizeof(float);
   const double far = std::clamp(panel_bytes / kL1Bytes - 1, 0.0, 1.0);
   const double fill = static_cast<double>(p.in_channels) * (l.channel / width) * kFill;
   const double sums = path_nonzeros * (vectors * (kFma + far * kFmaFar) + kLoadNonzero);
@@ -64,7 +65,8 @@ double cycles(const Problem& p, const Weight& w, int64_t path_nonzeros, const La
 
 // The cheapest of the plans that `make` gives for tiles.
 template <class Make>
-Plan best_plan(const Problem& p, const Weight& w, int64_t path_nonzeros, const Kernels& kernels, const Make& make) {
+Plan best_plan(const Problem& p, int64_t slab_channels, int64_t path_nonzeros, const Kernels& kernels,
+               const Make& make) {
   Plan best = {};
   best.cycles = std::numeric_limits<double>::infinity();
   for (const Tile tile : kTiles) {
@@ -72,7 +74,7 @@ Plan best_plan(const Problem& p, const Weight& w, int64_t path_nonzeros, const K
     Plan plan = {};
     plan.layout.tile_rows = tile.rows, plan.layout.tile_cols = tile.cols;
     if (!make(plan)) continue;
-    plan.cycles = cycles(p, w, path_nonzeros, plan.layout, kernels.width);
+    plan.cycles = cycles(p, slab_channels, path_nonzeros, plan.layout, kernels.width);
     if (plan.cycles < best.cycles) best = plan;
   }
   return best;
@@ -101,56 +103,6 @@ void add_planes(const Problem& p, int64_t width, int64_t pitch, Plan& plan) {
   }
 }
 
-}  // namespace
-
-Plan pixel_plan(const Problem& p, const Weight& w, int64_t path_nonzeros, const Kernels& kernels) {
-  const int64_t width = kernels.width;
-  const Plan flat = best_plan(p, w, path_nonzeros, kernels, [&](Plan& plan) {
-    Layout& l = plan.layout;
-    if (l.tile_rows > 1) return false;
-    l.lanes = 1, l.flat = true;
-    l.grid_rows = 1, l.grid_cols = ceil_div(p.out_height * p.out_width, width);
-    add_planes(p, width, p.out_width, plan);
-    return true;
-  });
-  const Plan by_rows = best_plan(p, w, path_nonzeros, kernels, [&](Plan& plan) {
-    Layout& l = plan.layout;
-    l.lanes = 1;
-    l.grid_rows = p.out_height, l.grid_cols = ceil_div(p.out_width, width);
-    l.pitch = l.tile_cols, l.row_stride = l.pitch * width;
-    add_planes(p, width, l.row_stride, plan);
-    return true;
-  });
-  return by_rows.cycles < flat.cycles ? by_rows : flat;
-}
-
-Plan image_plan(const Problem& p, const Weight& w, int64_t path_nonzeros, const Kernels& kernels) {
-  const std::vector<int64_t> rows = used_phases(p.kernel_h, p.dilation_h, p.stride_h);
-  const std::vector<int64_t> columns = used_phases(p.kernel_w, p.dilation_w, p.stride_w);
-  return best_plan(p, w, path_nonzeros, kernels, [&](Plan& plan) {
-    Layout& l = plan.layout;
-    l.lanes = kernels.width;
-    l.grid_rows = p.out_height, l.grid_cols = p.out_width;
-    l.rows = l.tile_rows + (p.kernel_h - 1) * p.dilation_h / p.stride_h;
-    l.pitch = l.tile_cols + (p.kernel_w - 1) * p.dilation_w / p.stride_w;
-    l.row_stride = l.pitch * kernels.width;
-    const int64_t plane = l.rows * l.row_stride;
-    for (int64_t i = 0; i < class_count(rows); ++i) {
-      for (int64_t j = 0; j < class_count(columns); ++j) {
-        const int64_t row = first_of(rows, i) * p.dilation_h % p.stride_h;
-        const int64_t column = first_of(columns, j) * p.dilation_w % p.stride_w;
-        plan.planes.push_back({row, column, l.channel, plane});
-        l.channel += plane;
-      }
-    }
-    return true;
-  });
-}
-
-bool fits(const Plan& plan, int64_t slab_channels) {
-  return plan.layout.channel <= std::numeric_limits<int32_t>::max() / slab_channels;
-}
-
 std::vector<int32_t> code_offsets(const Problem& p, const Plan& plan, int64_t width, int64_t slab_channels) {
   const Layout& l = plan.layout;
   const int64_t taps = p.kernel_h * p.kernel_w;
@@ -177,6 +129,64 @@ std::vector<int32_t> code_offsets(const Problem& p, const Plan& plan, int64_t wi
     offsets[code] = offsets[code - taps] + static_cast<int32_t>(l.channel);
   }
   return offsets;
+}
+
+Plan completed(Plan plan, const Problem& p, int64_t slab_channels, int64_t width) {
+  const Layout& l = plan.layout;
+  plan.fits = l.channel <= std::numeric_limits<int32_t>::max() / slab_channels;
+  if (!plan.fits) return plan;
+  plan.offsets = code_offsets(p, plan, width, slab_channels);
+  plan.linear = l.tile_rows == 1;
+  for (std::size_t code = 0; plan.linear && code < plan.offsets.size(); ++code)
+    plan.linear = plan.offsets[code] == static_cast<int64_t>(code) * l.tile_cols * width;
+  return plan;
+}
+
+}  // namespace
+
+Plan pixel_plan(const Problem& p, int64_t slab_channels, int64_t path_nonzeros, const Kernels& kernels) {
+  const int64_t width = kernels.width;
+  const Plan flat = best_plan(p, slab_channels, path_nonzeros, kernels, [&](Plan& plan) {
+    Layout& l = plan.layout;
+    if (l.tile_rows > 1) return false;
+    l.lanes = 1, l.flat = true;
+    l.grid_rows = 1, l.grid_cols = ceil_div(p.out_height * p.out_width, width);
+    add_planes(p, width, p.out_width, plan);
+    return true;
+  });
+  const Plan by_rows = best_plan(p, slab_channels, path_nonzeros, kernels, [&](Plan& plan) {
+    Layout& l = plan.layout;
+    l.lanes = 1;
+    l.grid_rows = p.out_height, l.grid_cols = ceil_div(p.out_width, width);
+    l.pitch = l.tile_cols, l.row_stride = l.pitch * width;
+    add_planes(p, width, l.row_stride, plan);
+    return true;
+  });
+  return completed(by_rows.cycles < flat.cycles ? by_rows : flat, p, slab_channels, width);
+}
+
+Plan image_plan(const Problem& p, int64_t slab_channels, int64_t path_nonzeros, const Kernels& kernels) {
+  const std::vector<int64_t> rows = used_phases(p.kernel_h, p.dilation_h, p.stride_h);
+  const std::vector<int64_t> columns = used_phases(p.kernel_w, p.dilation_w, p.stride_w);
+  const Plan best = best_plan(p, slab_channels, path_nonzeros, kernels, [&](Plan& plan) {
+    Layout& l = plan.layout;
+    l.lanes = kernels.width;
+    l.grid_rows = p.out_height, l.grid_cols = p.out_width;
+    l.rows = l.tile_rows + (p.kernel_h - 1) * p.dilation_h / p.stride_h;
+    l.pitch = l.tile_cols + (p.kernel_w - 1) * p.dilation_w / p.stride_w;
+    l.row_stride = l.pitch * kernels.width;
+    const int64_t plane = l.rows * l.row_stride;
+    for (int64_t i = 0; i < class_count(rows); ++i) {
+      for (int64_t j = 0; j < class_count(columns); ++j) {
+        const int64_t row = first_of(rows, i) * p.dilation_h % p.stride_h;
+        const int64_t column = first_of(columns, j) * p.dilation_w % p.stride_w;
+        plan.planes.push_back({row, column, l.channel, plane});
+        l.channel += plane;
+      }
+    }
+    return true;
+  });
+  return completed(best, p, slab_channels, kernels.width);
 }
 
 }  // namespace smart::cpu

@@ -8,22 +8,22 @@
 
 namespace smart::cpu {
 
-// A layout with its planes, and what it costs.
+// A layout and all that follows from it; it knows a convolution's sizes, but neither weights nor images.
 struct Plan {
   Layout layout;
   std::vector<Plane> planes;
   double cycles;  // about, for one block of layout.lanes images: plans are compared by it
+  bool fits;      // whether offsets fit 32 bits; if not, it cannot be used
+  // Where a slab's codes, (channel * R + r) * S + s, lie in the panel, and whether that is just the code times the
+  // floats of a tile.
+  std::vector<int32_t> offsets;
+  bool linear;
 };
 
-// Pixels of one image along the vectors.
-Plan pixel_plan(const Problem& problem, const Weight& weight, int64_t path_nonzeros, const Kernels& kernels);
+// Pixels of one image along the vectors. `slab_channels` and `path_nonzeros` are the weight's.
+Plan pixel_plan(const Problem& problem, int64_t slab_channels, int64_t path_nonzeros, const Kernels& kernels);
 
 // One pixel of `width` images along the vectors.
-Plan image_plan(const Problem& problem, const Weight& weight, int64_t path_nonzeros, const Kernels& kernels);
-
-// Offsets in the panel of the codes of one slab: (channel * R + r) * S + s. They may exceed 32 bits for huge images;
-// `fits` tells.
-std::vector<int32_t> code_offsets(const Problem& problem, const Plan& plan, int64_t width, int64_t slab_channels);
-bool fits(const Plan& plan, int64_t slab_channels);
+Plan image_plan(const Problem& problem, int64_t slab_channels, int64_t path_nonzeros, const Kernels& kernels);
 
 }  // namespace smart::cpu

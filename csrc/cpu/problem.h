@@ -10,7 +10,7 @@ namespace smart::cpu {
 // or, if interleaved, (batch / lanes, channels, rows, columns, lanes) with the vector width as lanes: a vector then is
 // one pixel of `lanes` images.
 struct Problem {
-  bool interleaved;
+  int64_t interleaved;  // a truth; as wide as the rest, so that problems can be compared byte by byte
   int64_t batch, in_channels, height, width;
   int64_t out_channels, out_height, out_width;
   int64_t kernel_h, kernel_w;

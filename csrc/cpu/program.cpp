@@ -55,6 +55,11 @@ std::vector<int> made_by(const Step& step) {
   return step.second == kNone ? std::vector<int>{step.y} : std::vector<int>{step.y, step.second};
 }
 
+Plan plan_for(const Kernels& kernels, const Problem& problem, const Weight& weight) {
+  const int64_t nonzeros = path_nonzeros(problem, weight);
+  return (problem.interleaved ? image_plan : pixel_plan)(problem, weight.slab_channels, nonzeros, kernels);
+}
+
 void add_once(std::vector<int>& values, int value) {
   if (std::find(values.begin(), values.end(), value) == values.end()) values.push_back(value);
 }
@@ -86,8 +91,8 @@ std::vector<bool> Program::choose_layouts() const {
       if (step.kind == Kind::kConvolution) {
         Problem problem = step.problem;
         problem.batch = interleaved ? kernels_.width : 1, problem.interleaved = interleaved;
-        const Convolution convolution(kernels_, problem, step.weight, step.epilogue, interleaved);
-        cycles = convolution.fits() ? convolution.cycles() : 1e30;
+        const Plan plan = plan_for(kernels_, problem, step.weight);
+        cycles = plan.fits ? plan.cycles : 1e30;
       }
       cost[interleaved] = cycles * units[interleaved];
     }
@@ -136,10 +141,10 @@ void Program::split(const std::vector<bool>& interleaved) {
     if (step.kind == Kind::kConvolution) {
       Problem problem = step.problem;
       problem.batch = interleaved[n] ? kernels_.width : 1, problem.interleaved = interleaved[n];
-      convolutions_.back() =
-          std::make_unique<Convolution>(kernels_, problem, step.weight, step.epilogue, interleaved[n]);
-      if (!convolutions_.back()->fits()) throw std::length_error(kTooLarge);
-      phase.cycles += convolutions_.back()->cycles();
+      const auto plan = std::make_shared<Plan>(plan_for(kernels_, problem, step.weight));
+      if (!plan->fits) throw std::length_error(kTooLarge);
+      convolutions_.back() = std::make_unique<Convolution>(kernels_, problem, step.weight, step.epilogue, plan);
+      phase.cycles += plan->cycles;
     }
     phase.cycles += kPointwiseCycles * values_[step.y].floats();
   }

@@ -2,16 +2,19 @@
 
 import copy
 import gc
+import os
 import threading
 from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from networks import MaskedConv, TwoPaths
 from torch import nn
 
-from smart_kernels import load, native, programs, save, swap, verify
+from smart_kernels import load, lowering, native, programs, save, swap, verify
 from smart_kernels.modules import SparseConv2d
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
@@ -96,6 +99,64 @@ class Deep(nn.Module):
         return x, early
 
 
+class Random(nn.Module):
+    """Convolutions of any geometry, pooling, sums and ReLUs, in an order drawn by hypothesis."""
+
+    def __init__(self, draw, shape):
+        super().__init__()
+        self.layers, self.plan = nn.ModuleList(), []
+        x = torch.zeros(1, *shape)
+        for _ in range(draw(st.integers(2, 5))):
+            kind = draw(st.sampled_from(["same", "conv", "conv", "pool", "relu", "residual"]))
+            channels, size = x.shape[1], x.shape[2:]
+            if kind == "pool" and min(size) >= 2:
+                layer = nn.MaxPool2d(draw(st.integers(1, 2)), draw(st.integers(1, 2)))
+            elif kind == "conv":
+                layer = _any_convolution(draw, channels, size)
+            elif kind == "relu":
+                layer = nn.ReLU()
+            else:
+                layer = MaskedConv(channels, channels, 3, padding=1, density=draw(st.sampled_from([0, 0.2, 1])))
+            self.layers.append(layer)
+            self.plan.append(kind == "residual")
+            x = layer(x)
+
+    def forward(self, x):
+        for layer, residual in zip(self.layers, self.plan, strict=True):
+            x = layer(x) + x if residual else layer(x)
+        return x
+
+
+def _any_convolution(draw, channels, size):
+    groups = draw(st.sampled_from([1, 1, channels]))
+    kernel = [draw(st.integers(1, 4)) for _ in range(2)]
+    dilation = [draw(st.integers(1, 2)) for _ in range(2)]
+    padding = [draw(st.integers(0, 3)) for _ in range(2)]
+    for i in range(2):  # a kernel no larger than the padded image
+        kernel[i] = min(kernel[i], (size[i] + 2 * padding[i] - 1) // dilation[i] + 1)
+    outputs = groups * draw(st.integers(1, 3)) if groups > 1 else draw(st.integers(1, 35))
+    stride = [draw(st.integers(1, 3)) for _ in range(2)]
+    return MaskedConv(
+        channels, outputs, kernel, stride, padding, dilation, groups, density=draw(st.sampled_from([0.1, 0.5]))
+    )
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_any_network_computes_the_same(data):
+    torch.manual_seed(data.draw(st.integers(0, 9)))
+    shape = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 35)), data.draw(st.integers(1, 35))
+    model = Random(data.draw, shape).eval()
+    assume(any(isinstance(layer, MaskedConv) for layer in model.layers))
+    x = torch.randn(data.draw(st.sampled_from([1, 2, LANES, LANES + 1])), *shape)
+    sparse = forced(model, x)
+    for path in ("adv", 0.3):
+        sparse.runs_programs = True
+        y = sparse(x, path=path)
+        sparse.runs_programs = False
+        torch.testing.assert_close(y, sparse(x, path=path), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 2 * LANES, 2 * LANES + 5])
 def test_layouts_change_between_layers_and_threads_agree(poisoned, batch):
     model, x, before = Deep().eval(), torch.rand(batch, 3, 33, 48), torch.get_num_threads()
@@ -153,19 +214,19 @@ def test_networks_that_write_in_place_are_left_as_they_are():
 
     model, x = Writes().eval(), torch.rand(2, 1, 8, 8)
     sparse = swap(model, x, strict=True)
-    assert programs.rewrite(sparse.net, x) is None
+    assert lowering.rewrite(sparse.net, x) is None
     sparse.choose_programs(x)
     assert not sparse.runs_programs
 
 
 def test_one_layer_is_no_program():
     model, x = nn.Sequential(MaskedConv(1, 4, 3), nn.SiLU(), MaskedConv(4, 4, 3)).eval(), torch.rand(2, 1, 8, 8)
-    assert programs.rewrite(swap(model, x, backend="cpu").net, x) is None
+    assert lowering.rewrite(swap(model, x, backend="cpu").net, x) is None
 
 
 def test_too_many_dense_layers_are_not_packed_twice():
     model, x = TwoPaths().eval(), example(TwoPaths, 2)
-    assert programs.rewrite(swap(model, x, backend="dense").net, x) is None
+    assert lowering.rewrite(swap(model, x, backend="dense").net, x) is None
 
 
 def test_the_faster_way_is_taken(monkeypatch):
@@ -272,6 +333,33 @@ def test_nan_and_infinity_stay_where_torch_has_them():
     y = sparse(x)
     sparse.runs_programs = False
     torch.testing.assert_close(y, sparse(x), equal_nan=True)
+
+
+def test_tiny_numbers_are_not_flushed_to_zero():
+    conv = MaskedConv(1, 2, 1, bias=False, density=1.0)
+    conv.weight.data.fill_(1.0)
+    model, x = nn.Sequential(conv, MaskedConv(2, 2, 1, density=1.0)).eval(), torch.full((1, 1, 4, 4), 1e-40)
+    model[1].weight.data.fill_(1.0)
+    model[1].bias.data.zero_()
+    sparse = forced(model, x)
+    assert programs_of(sparse, x)
+    assert torch.equal(sparse(x), model(x))
+    assert float(sparse(x).min()) > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_goes_on():
+    model, x = TwoPaths().eval(), example(TwoPaths, 1)
+    sparse, before = forced(model, x), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # torch's own threads do not survive a fork
+        expected = sparse(x)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(sparse(x), expected) and torch.equal(forced(model, x)(x), expected) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_programs_are_freed_with_their_network():
