@@ -16,7 +16,10 @@ constexpr double kFmaFar = 0.5;       // more than that when the panel is in the
 constexpr double kFill = 3.0;         // a vector of the panel
 constexpr double kRow = 15.0;         // a row of non-zeros: its end is mispredicted
 constexpr double kPark = 2.0;         // a vector of sums, to and fro
-constexpr double kL1Bytes = 32 * 1024;
+constexpr double kFar = 16.0;         // a vector of images that lie beyond the L2 cache, more than within it
+constexpr double kInterleave = 6.0;   // a vector of images that lie one after another
+constexpr double kSeparate = 30.0;    // likewise, of results, which go to each image in short runs
+constexpr double kL1Bytes = 32 * 1024, kL2Bytes = 1024 * 1024;
 
 // Tap row r reads, for output row p, row p + row_shift(r) of the rows of stride phase row_phase(r).
 int64_t row_phase(const Problem& p, int64_t r) { return r * p.dilation_h % p.stride_h; }
@@ -52,15 +55,26 @@ int64_t first_of(const std::vector<int64_t>& of_tap, int64_t number) {
   return std::find(of_tap.begin(), of_tap.end(), number) - of_tap.begin();
 }
 
+// What the images of one block cost beside the products: bringing them to a panel, and the results away.
+double image_cycles(const Problem& p, const Layout& l, int64_t width) {
+  const double panel_vectors = static_cast<double>(tiles(l)) * p.in_channels * (l.channel / width);
+  if (l.lanes == 1) return panel_vectors * kFill;
+  const double in = static_cast<double>(p.in_channels) * p.height * p.width;
+  const double out = static_cast<double>(p.out_channels) * p.out_height * p.out_width;
+  const double far = std::clamp((in + out) * l.lanes * sizeof(float) / kL2Bytes - 0.5, 0.0, 1.0) * kFar;
+  // Results are stored, and often added to what is loaded from elsewhere.
+  const double together = panel_vectors * (kFill + far) + 2 * out * far;
+  return p.interleaved ? together : together + in * kInterleave + out * kSeparate;
+}
+
 double cycles(const Problem& p, int64_t slab_channels, int64_t path_nonzeros, const Layout& l, int64_t width) {
   const double vectors = l.tile_rows * l.tile_cols;
   const double slab_count = static_cast<double>(ceil_div(p.in_channels / p.groups, slab_channels));
   const double panel_bytes = static_cast<double>(l.channel) * std::min(slab_channels, p.in_channels) * sizeof(float);
   const double far = std::clamp(panel_bytes / kL1Bytes - 1, 0.0, 1.0);
-  const double fill = static_cast<double>(p.in_channels) * (l.channel / width) * kFill;
   const double sums = path_nonzeros * (vectors * (kFma + far * kFmaFar) + kLoadNonzero);
   const double rows = p.out_channels * slab_count * (kRow + (slab_count > 1 ? vectors * kPark : 0));
-  return tiles(l) * (fill + sums + rows);
+  return image_cycles(p, l, width) + tiles(l) * (sums + rows);
 }
 
 // The cheapest of the plans that `make` gives for tiles.
