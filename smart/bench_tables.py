@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -142,6 +143,15 @@ def _memory(case: Case) -> str:
     return f"{next(iter(case.sparse.values()))['weight_bytes'] / case.fastest_dense['weight_bytes']:.2f}"
 
 
+def commands_text(joined: str) -> str:
+    """What was run, as text; the parts of a suite, one command each, as one."""
+    commands = joined.split("; ")
+    whole = {re.sub(r" --only (?:'[^']*'|\S+)", "", command) for command in commands}
+    if len(commands) > 1 and len(whole) == 1:
+        return f"`{whole.pop()}`, in {len(commands)} parts (`--only`)"
+    return f"`{joined}`"
+
+
 def _note(results: Mapping[str, Any], source: str) -> str:
     rows, machine, versions = results["rows"], results["machine"], results["versions"]
     dtypes = sorted({row["dtype"] for row in rows if row["runner"] == SPARSE}) or ["float32"]
@@ -149,7 +159,7 @@ def _note(results: Mapping[str, Any], source: str) -> str:
     threads = f"{counts[0]} thread{'s' if counts[0] > 1 else ''}, " if len(counts) == 1 else ""
     packages = [name for name in versions if name not in ("python", "smart", "smart_kernels")]
     used = ", ".join(f"{name} {versions[name]}" for name in packages)
-    measured = f"Measured at commit `{results['commit']}` with `{results['command']}`"
+    measured = f"Measured at commit `{results['commit']}` with {commands_text(results['command'])}"
     return (
         f"{machine['gpu'] or machine['cpu']}, {threads}{'/'.join(dtypes)}; {used}. Medians in milliseconds of runs in "
         "turns, outputs verified before. Bold: the fastest dense runner of the line in our precision. *speed-up*: of "

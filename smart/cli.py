@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -272,12 +273,34 @@ def verify_command(args: Namespace) -> None:
     found.check()
 
 
+def _run_suite(args: Namespace) -> None:
+    """Runs a suite of the checkout this file lies in; its benchmarks import this package, not the other way round."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "benchmarks" / "run.py").exists():
+        raise UsageError("--suite runs benchmarks/ of the source checkout, which is not here: name a network instead")
+    command = [sys.executable, "-m", "benchmarks.run", "--suite", args.suite]
+    files = {"--out": args.json, "--markdown": args.markdown, "--plot": args.plot}
+    flags = {"--threads": args.threads, "--budget": args.budget}
+    flags |= {flag: file and Path(file).resolve() for flag, file in files.items()}
+    for flag, value in flags.items():
+        command += [] if value is None else [flag, str(value)]
+    command += ["--peers", *args.peers] if args.peers else []
+    if code := subprocess.run(command, cwd=root).returncode:
+        raise SystemExit(code)
+
+
 def bench_command(args: Namespace) -> None:
     """smart bench"""
     for file in (args.json, args.markdown, args.plot):
         _check_file(file)
     if args.plot and (why := plots.missing()):
         raise UsageError(f"--plot draws nothing: {why}")
+    if (args.network is None) == (args.suite is None):
+        raise UsageError("name a network to measure, or a suite with --suite, not both")
+    if args.suite is not None:
+        return _run_suite(args)
+    args.peers = args.peers or ["eager"]
+    args.budget = 2.0 if args.budget is None else args.budget
     peers = _peers(args)
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -178,7 +178,15 @@ def _verify(parser: argparse.ArgumentParser) -> None:
 
 def _bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "network", help=f"a checkpoint, or the name of a model to make with random weights: {', '.join(list_models())}"
+        "network",
+        nargs="?",
+        help=f"a checkpoint, or the name of a model to make with random weights: {', '.join(list_models())}",
+    )
+    parser.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="instead of one network a suite of the source checkout, such as cpu: runs python -m benchmarks.run with "
+        "--peers, --threads, --budget, --json, --markdown and --plot as given here",
     )
     for name in ("density", "pattern", "overlap"):
         _add_setting(parser, name, MODEL[name], "; for a model by name")
@@ -197,17 +205,16 @@ def _bench(parser: argparse.ArgumentParser) -> None:
         "--peers",
         nargs="+",
         choices=(ALL_PEERS, *PEERS),
-        default=["eager"],
         metavar="PEER",
-        help=f"dense ones to run against: {', '.join(PEERS)}, or all that are installed (default: eager)",
+        help=f"dense ones to run against: {', '.join(PEERS)}, or all that are installed "
+        "(default: eager; those of a suite)",
     )
     parser.add_argument("--threads", type=_checked(settings.positive), help="(default: torch's own choice)")
     parser.add_argument(
         "--budget",
         type=_checked(settings.number),
-        default=2.0,
         metavar="SECONDS",
-        help="for each batch size, both paths and all peers together (default: 2)",
+        help="for each batch size, both paths and all peers together (default: 2; that of a suite)",
     )
     _backend(parser)
     parser.add_argument("--json", metavar="FILE", help="write the rows with machine, versions and commit")

@@ -1,6 +1,6 @@
 import pytest
 
-from smart.bench_tables import cases, markdown, table
+from smart.bench_tables import cases, commands_text, markdown, table
 
 RESULTS = {
     "machine": {"cpu": "a processor", "gpu": None},
@@ -95,3 +95,11 @@ def test_threads_have_a_column_where_they_differ():
     assert "| batch | threads |" in text
     assert "| net | 0.2 | 1 | 4 | 3 |" in text
     assert "thread," not in text
+
+
+def test_the_parts_of_a_suite_are_told_as_one_command():
+    begin = "python -m benchmarks.run --suite cpu --append"
+    joined = f"{begin} --only 'tiny, density 0.2'; {begin} --only wrn"
+    assert commands_text(joined) == f"`{begin}`, in 2 parts (`--only`)"
+    assert commands_text(f"{begin} --only wrn") == f"`{begin} --only wrn`"
+    assert commands_text(f"{begin}; smart bench") == f"`{begin}; smart bench`"

@@ -251,6 +251,23 @@ def test_bench_writes_a_table_and_a_picture(tmp_path, smart):
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_bench_of_a_suite(tmp_path, smart, monkeypatch):
+    files = ["--json", tmp_path / "b.json", "--markdown", tmp_path / "b.md"]
+    code, out, _ = smart("bench", "--suite", "smoke", "--peers", "eager", "--budget", 0.01, "--threads", 1, *files)
+    assert code == 0 and "tiny" in out
+    assert {row["runner"] for row in json.loads((tmp_path / "b.json").read_text())["rows"]} == {
+        "eager",
+        "smart_kernels",
+    }
+    assert "| tiny | 0.2 | 1 |" in (tmp_path / "b.md").read_text()
+    code, _, err = smart("bench", "--suite", "no-such")
+    assert code == 2 and "no-such" in err
+    assert_refused(smart("bench"), 2, "name a network", "--suite")
+    assert_refused(smart("bench", "tiny", "--suite", "smoke"), 2, "not both")
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "smart" / "cli.py"))
+    assert_refused(smart("bench", "--suite", "smoke"), 2, "source checkout")
+
+
 def test_bench_against_all_says_which_are_not_installed(smart, monkeypatch):
     quick = ["--image-shape", 3, 8, 8, "--batches", 1, "--budget", 0, "--no-progress"]
     monkeypatch.setattr(peers, "missing", lambda name: None if name in ("eager", "fused") else "not installed")
