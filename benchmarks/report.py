@@ -1,17 +1,18 @@
 """Turns result files into the tables people read: ``python -m benchmarks.report`` (``make results``).
 
-It rewrites what stands in README.md between its markers, docs/coverage.md, and docs/images/cpu.png; with up-to-date
-files it changes nothing.
+It rewrites what stands between the markers of README.md and docs/cpu.md, docs/coverage.md, and docs/images/cpu.png;
+with up-to-date files it changes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import layers
 from smart import plots
 from smart.bench import SPARSE
 from smart.bench_tables import markdown
@@ -23,17 +24,18 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 COVERAGE = ROOT / "docs" / "coverage.md"
+KERNELS = ROOT / "docs" / "cpu.md"
 PICTURE = ROOT / "docs" / "images" / "cpu.png"
 DEMO = RESULTS / "demo"  # reports of `smart demo`, one a seed
 BEGIN, END = "<!-- {}: written by `make results` -->", "<!-- end of {} -->"
 
 
-def insert(readme: str, part: str, content: str) -> str:
-    """README's text with what stands between the markers of one part replaced."""
-    before, begin, rest = readme.partition(BEGIN.format(part))
+def insert(page: str, part: str, content: str) -> str:
+    """A page's text with what stands between the markers of one part replaced."""
+    before, begin, rest = page.partition(BEGIN.format(part))
     _, end, after = rest.partition(END.format(part))
     if not begin or not end:
-        raise ValueError(f"README.md lacks the markers of {part!r}: put {BEGIN.format(part)!r} where it belongs")
+        raise ValueError(f"the page lacks the markers of {part!r}: put {BEGIN.format(part)!r} where it belongs")
     return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
@@ -46,6 +48,12 @@ def suite() -> str:
 def newest(begin: str) -> Path:
     """The results file of the latest date; ``begin`` is its suite and device."""
     return sorted(RESULTS.glob(f"{begin}-*.json"))[-1]
+
+
+def layer_rates() -> str:
+    """The table of the newest results of single layers."""
+    file = newest("layers-cpu")
+    return layers.markdown(read(file), file.name)
 
 
 def demo() -> str:
@@ -63,14 +71,19 @@ def seeds() -> str:
     return "\n".join(lines)
 
 
-PARTS = {"results": suite, "demo": demo, "seeds": seeds}
+# Page -> the parts it has, and what writes each.
+PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+    README: {"results": suite, "demo": demo, "seeds": seeds},
+    KERNELS: {"layers": layer_rates},
+}
 
 
-def updated(readme: str) -> str:
-    """README's text with every part as the result files have it."""
-    for part, content in PARTS.items():
-        readme = insert(readme, part, content())
-    return readme
+def updated(page: Path) -> str:
+    """A page's text with every part as the result files have it."""
+    text = page.read_text(encoding="utf-8")
+    for part, content in PAGES[page].items():
+        text = insert(text, part, content())
+    return text
 
 
 def coverage() -> str:
@@ -146,8 +159,9 @@ def _digest(file: Path) -> str:
 
 
 def main() -> None:
-    """Rewrites README.md, docs/coverage.md and the picture."""
-    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Rewrites the pages and the picture."""
+    for page in PAGES:
+        page.write_text(updated(page), encoding="utf-8")
     COVERAGE.write_text(coverage(), encoding="utf-8")
     if why := plots.missing():
         print(f"{PICTURE.name} is left as it is: {why}")
