@@ -85,13 +85,6 @@ std::tuple<Tensor, Tensor> sparse_conv2d_affine_cpu(Tensor x, Tensor values, Ten
   return {results.y, *results.second};
 }
 
-// Images that interleaved inputs hold side by side: the vector width of an instruction set.
-int64_t cpu_lanes(std::string isa) {
-  const cpu::Kernels* kernels = cpu::find_kernels(isa.c_str());
-  SMART_CHECK(kernels != nullptr, "this library or machine has no '", isa, "' kernels: see cpu_isas()");
-  return kernels->width;
-}
-
 // Names of the instruction sets that can run here, fastest first, separated by spaces.
 std::string cpu_isas() {
   std::string names;
@@ -114,7 +107,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(smart_kernels, m) {
       "int slab_channels, int first_segment, int last_segment, Tensor? scale, Tensor? bias, Tensor? residual, "
       "bool relu, Tensor affine_scale, Tensor affine_bias, bool affine_relu, str isa=\"\") -> (Tensor, Tensor)");
   m.def("cpu_isas() -> str");
-  m.def("cpu_lanes(str isa=\"\") -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(smart_kernels, CPU, m) {
@@ -124,5 +116,4 @@ STABLE_TORCH_LIBRARY_IMPL(smart_kernels, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(smart_kernels, CompositeExplicitAutograd, m) {
   m.impl("cpu_isas", TORCH_BOX(&smart::cpu_isas));
-  m.impl("cpu_lanes", TORCH_BOX(&smart::cpu_lanes));
 }

@@ -35,11 +35,6 @@ def cpu_isas() -> list[str]:
     return [] if _missing else torch.ops.smart_kernels.cpu_isas().split()
 
 
-def cpu_lanes() -> int:
-    """Images that the kernels of this machine interleave: floats a vector; 0 without the library."""
-    return 0 if _missing else torch.ops.smart_kernels.cpu_lanes()
-
-
 def cuda_missing() -> str | None:
     """Why the library runs nothing on a GPU here, in one sentence; None if it can."""
     if _missing:

@@ -109,10 +109,9 @@ struct Shifts {
     const Problem& p = job.problem;
     const Layout& l = job.layout;
     const int64_t row = plane.row - p.pad_top, column = plane.column - p.pad_left;
-    const int64_t output =
-        l.flat ? first + done : (grid_row + done / l.row_stride) * p.width + first + done % l.row_stride;
-    int64_t h = output / p.width + row, w = output % p.width + column;
-    if (!l.flat) h = grid_row + done / l.row_stride + row, w = first + done % l.row_stride + column;
+    int64_t h = row + (l.flat ? (first + done) / p.width : grid_row + done / l.row_stride);
+    int64_t w = column + (l.flat ? (first + done) % p.width : first + done % l.row_stride);
+    const int64_t from = h * p.width + w;
     Mask inside = {};
     int found = 0;
     for (int lane = 0; lane < kWidth; ++lane) {
@@ -121,7 +120,7 @@ struct Shifts {
     }
     Shift& shift = shifts[count++];
     shift.to = static_cast<int32_t>(plane.start + done);
-    shift.from = static_cast<int32_t>(output + row * p.width + column);
+    shift.from = static_cast<int32_t>(from);
     shift.mask = found == kWidth ? kInside : found == 0 ? kOutside : number_of(inside);
     return shift.mask < kMostMasks;
   }

@@ -19,7 +19,7 @@ thread_local Scratch local_values;  // of one unit
 int64_t aligned(int64_t floats) { return ceil_div(floats, kAlign) * kAlign; }
 
 // First-fit placement of arrays that live for a while.
-class Places1D {
+class Arena {
  public:
   // A place for `floats` numbers, free from step `born` to step `dies`.
   int64_t place(int64_t floats, int born, int dies) {
@@ -177,12 +177,12 @@ int64_t Program::place_locally(Phase& phase) {
     for (const int value : read_by(steps_[n])) note(value, n);
   }
   for (const int value : phase.writes) note(value, phase.last);
-  Places1D places;
+  Arena arena;
   const int64_t lanes = phase.interleaved ? kernels_.width : 1;
   phase.places.assign(values_.size(), kNone);
   for (const int value : order)
-    phase.places[value] = places.place(values_[value].floats() * lanes, born[value], dies[value]);
-  return places.size();
+    phase.places[value] = arena.place(values_[value].floats() * lanes, born[value], dies[value]);
+  return arena.size();
 }
 
 void Program::run(const std::vector<const float*>& inputs, const std::vector<float*>& outputs) const {

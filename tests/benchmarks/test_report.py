@@ -20,7 +20,8 @@ def test_every_result_file_says_where_it_comes_from():
         content = json.loads(file.read_text(encoding="utf-8"))
         assert set(content) >= {"machine", "versions", "commit", "command", "rows"}, file.name
         assert not content["commit"].endswith("-dirty"), f"{file.name} was measured on changed code"
-        assert all(row.get("max_rel_error", 0) < 1e-4 for row in content["rows"])
+        if not file.name.startswith("layers-"):  # whose errors are checked before timing, and not kept
+            assert all(row["max_rel_error"] < 1e-4 for row in content["rows"])
 
 
 def test_readme_without_markers_is_refused():

@@ -26,13 +26,13 @@ def trained():
 
 
 @pytest.fixture(scope="module")
-def test_set():
+def held_out():
     return make_data(120).train
 
 
 @pytest.fixture(scope="module")
-def sparse(trained, test_set):
-    return smart_kernels.swap(trained, test_set[0][:4], measure=False)
+def sparse(trained, held_out):
+    return smart_kernels.swap(trained, held_out[0][:4], measure=False)
 
 
 class OtherwiseOnAttacked(nn.Module):
@@ -49,8 +49,8 @@ class OtherwiseOnAttacked(nn.Module):
         return torch.where(unknown[:, None], logits.roll(1, 1), logits)
 
 
-def test_a_swapped_network_agrees(trained, sparse, test_set):
-    found = verify_robustness(trained, sparse, *test_set, **QUICK, batch=50, seed=3)
+def test_a_swapped_network_agrees(trained, sparse, held_out):
+    found = verify_robustness(trained, sparse, *held_out, **QUICK, batch=50, seed=3)
     assert [(row.path, row.attack) for row in found.rows] == [
         (path, attack) for path in ("clean", "adv") for attack in ("clean", "pgd3", "square10")
     ]
@@ -64,10 +64,10 @@ def test_a_swapped_network_agrees(trained, sparse, test_set):
     }  # fmt: skip
 
 
-def test_the_numbers_are_those_of_evaluate(trained, sparse, test_set):
-    rows = verify_robustness(trained, sparse, *test_set, **QUICK, batch=50, seed=3).rows
+def test_the_numbers_are_those_of_evaluate(trained, sparse, held_out):
+    rows = verify_robustness(trained, sparse, *held_out, **QUICK, batch=50, seed=3).rows
     attacks = ["clean", "pgd3", "square10"]
-    table = evaluate(trained, test_set, attacks, eps=0.35, batch_size=50, seed=3)
+    table = evaluate(trained, held_out, attacks, eps=0.35, batch_size=50, seed=3)
     assert {(row.path, row.attack): row.dense_accuracy for row in rows} == {
         (path, attack): table[path][attack] for path in table for attack in attacks
     }
@@ -76,17 +76,17 @@ def test_the_numbers_are_those_of_evaluate(trained, sparse, test_set):
     assert accuracy["pgd3"] < accuracy["clean"] and accuracy["square10"] < accuracy["clean"]
 
 
-def test_leaves_the_model_as_it_was(trained, sparse, test_set):
+def test_leaves_the_model_as_it_was(trained, sparse, held_out):
     model = copy.deepcopy(trained).train()
     model.net[1].eval()
     before, flags = state_of(model), [m.training for m in model.modules()]
-    verify_robustness(model, sparse, *test_set, **QUICK)
+    verify_robustness(model, sparse, *held_out, **QUICK)
     assert_same_state(before, state_of(model)) and flags == [m.training for m in model.modules()]
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
-def test_one_changed_weight_is_found(trained, test_set):
-    x, y = test_set
+def test_one_changed_weight_is_found(trained, held_out):
+    x, y = held_out
     broken = copy.deepcopy(trained)
     conv = next(iter(smart_convs(broken).values()))
     only_adv = (conv.mask_adv & ~conv.mask_clean).nonzero()[0]
@@ -106,8 +106,8 @@ def test_one_changed_weight_is_found(trained, test_set):
 
 
 @pytest.mark.parametrize(("steps", "queries", "words"), [(3, 0, "PGD-3"), (0, 10, "Square-10")])
-def test_a_network_that_differs_on_attacked_images_only_is_found(trained, sparse, test_set, steps, queries, words):
-    x, y = test_set
+def test_a_network_that_differs_on_attacked_images_only_is_found(trained, sparse, held_out, steps, queries, words):
+    x, y = held_out
     other = OtherwiseOnAttacked(sparse, x)
     verify_robustness(trained, other, x, y, steps=0, queries=0)
     with pytest.raises(VerificationError, match=rf"path 'adv' under {words}: \d+ of 120 predictions differ") as raised:
@@ -131,8 +131,8 @@ class Recording(nn.Module):
         return self.sparse(x, path=path)
 
 
-def test_white_box_images_are_shown_to_both(trained, sparse, test_set):
-    x, y = test_set
+def test_white_box_images_are_shown_to_both(trained, sparse, held_out):
+    x, y = held_out
     recording = Recording(sparse)
     verify_robustness(trained, recording, x, y, 0.3, steps=4, queries=0, paths=["adv"], seed=7)
     made = pgd(trained, x, y, "adv", 0.3, 0.075, 4, generator=torch.Generator().manual_seed(derive_seed(7, "pgd4", 0)))
@@ -142,8 +142,8 @@ def test_white_box_images_are_shown_to_both(trained, sparse, test_set):
     torch.testing.assert_close(attacked, made)
 
 
-def test_the_black_box_attack_is_on_the_swapped_network_itself(trained, test_set):
-    x, y = test_set
+def test_the_black_box_attack_is_on_the_swapped_network_itself(trained, held_out):
+    x, y = held_out
     # Coarse logits lead the search elsewhere than the original's do, so it shows whose images are whose.
     recording = Recording(smart_kernels.swap(trained, x[:4], dtype=torch.bfloat16, measure=False))
     verify_robustness(trained, recording, x, y, 0.3, steps=0, queries=40, paths=["adv"])
@@ -181,36 +181,36 @@ def test_black_box_accuracies_may_differ_a_little():
     assert few.disagreement(1e-4) is None and dataclasses.replace(few, sparse_accuracy=0.8).disagreement(1e-4)
 
 
-def test_lambdas_and_chosen_paths(trained, sparse, test_set):
-    rows = verify_robustness(trained, sparse, *test_set, **QUICK, paths=["adv", 0.5]).rows
+def test_lambdas_and_chosen_paths(trained, sparse, held_out):
+    rows = verify_robustness(trained, sparse, *held_out, **QUICK, paths=["adv", 0.5]).rows
     assert [row.path for row in rows] == ["adv"] * 3 + ["0.5"] * 3
 
 
-def test_half_precision_agrees_within_its_tolerance(trained, test_set):
-    sparse = smart_kernels.swap(trained, test_set[0][:4], dtype=torch.bfloat16, measure=False)
-    found = verify_robustness(trained, sparse, *test_set, **QUICK)
+def test_half_precision_agrees_within_its_tolerance(trained, held_out):
+    sparse = smart_kernels.swap(trained, held_out[0][:4], dtype=torch.bfloat16, measure=False)
+    found = verify_robustness(trained, sparse, *held_out, **QUICK)
     assert found.settings["tolerance"] == 2e-1 and all(row.max_rel_error > 1e-4 for row in found.rows)
 
 
-def test_a_network_pruned_elsewhere(test_set):
+def test_a_network_pruned_elsewhere(held_out):
     torch.manual_seed(0)
     net = make_net().eval()
     with torch.no_grad():
         net[4].weight[torch.rand(net[4].weight.shape) < 0.8] = 0
-    sparse = smart_kernels.swap(net, test_set[0][:4], measure=False)
-    rows = verify_robustness(net, sparse, *test_set, **QUICK).rows
+    sparse = smart_kernels.swap(net, held_out[0][:4], measure=False)
+    rows = verify_robustness(net, sparse, *held_out, **QUICK).rows
     assert [row.attack for row in rows] == ["clean", "pgd3", "square10"] and not any(row.differ for row in rows)
 
 
-def test_without_labels_nothing_is_attacked(trained, sparse, test_set):
-    found = verify_robustness(trained, sparse, test_set[0], None)
+def test_without_labels_nothing_is_attacked(trained, sparse, held_out):
+    found = verify_robustness(trained, sparse, held_out[0], None)
     assert [(row.attack, row.dense_accuracy, row.differ) for row in found.rows] == [("clean", None, 0)] * 2
     assert found.table().splitlines()[1].split() == ["clean", "no", "attack", "-", "-", "0"]
 
 
-def test_progress_sees_every_batch(trained, sparse, test_set):
+def test_progress_sees_every_batch(trained, sparse, held_out):
     seen = []
-    verify_robustness(trained, sparse, *test_set, **QUICK, batch=50, progress=lambda work: seen.extend(work) or work)
+    verify_robustness(trained, sparse, *held_out, **QUICK, batch=50, progress=lambda work: seen.extend(work) or work)
     assert len(seen) == 2 * 3 * 3
 
 
@@ -228,7 +228,7 @@ def test_progress_sees_every_batch(trained, sparse, test_set):
         ({"paths": ["robust"]}, "robust"),
     ],
 )
-def test_bad_settings_are_refused(trained, sparse, test_set, options, words):
-    images, labels = test_set
+def test_bad_settings_are_refused(trained, sparse, held_out, options, words):
+    images, labels = held_out
     with pytest.raises(ValueError, match=words):
         verify_robustness(**{"model": trained, "sparse": sparse, "images": images, "labels": labels, **options})

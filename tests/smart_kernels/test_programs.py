@@ -18,7 +18,8 @@ from smart_kernels import load, lowering, native, programs, save, swap, verify
 from smart_kernels.modules import SparseConv2d
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
-LANES = native.cpu_lanes()
+# Images that the machine's fastest kernels interleave: floats a vector.
+LANES = {"avx512": 16, "avx2": 8}.get(next(iter(native.cpu_isas()), ""), 4)
 
 
 class Zoo(nn.Module):
