@@ -70,6 +70,10 @@ class Reader {
       case cpu::Kind::kMaxPool: y = read_pooling(step, x); break;
       case cpu::Kind::kAverage: y = {x.channels, 1, 1}; break;
     }
+    const bool convolves = step.kind == cpu::Kind::kConvolution;
+    SMART_CHECK(convolves || fields[kSecond] == cpu::kNone, "only a convolution makes a second value");
+    SMART_CHECK(convolves || step.kind == cpu::Kind::kAdd || step.other == cpu::kNone,
+                "only a convolution or a sum adds another value");
     if (step.other != cpu::kNone) {
       const cpu::Value& other = values_[step.other];
       SMART_CHECK(other.channels == y.channels && other.height == y.height && other.width == y.width,
