@@ -278,6 +278,10 @@ def _run_suite(args: Namespace) -> None:
     root = Path(__file__).resolve().parent.parent
     if not (root / "benchmarks" / "run.py").exists():
         raise UsageError("--suite runs benchmarks/ of the source checkout, which is not here: name a network instead")
+    passed_on = ("suite", "peers", "threads", "budget", "json", "markdown", "plot", "traceback", "progress")
+    defaults = vars(build_parser().parse_args(["bench", "--suite", args.suite]))
+    if bad := [key for key, value in defaults.items() if key not in passed_on and getattr(args, key) != value]:
+        raise UsageError(f"a suite has cases of its own: --{bad[0].replace('_', '-')} does not go with --suite")
     command = [sys.executable, "-m", "benchmarks.run", "--suite", args.suite]
     files = {"--out": args.json, "--markdown": args.markdown, "--plot": args.plot}
     flags = {"--threads": args.threads, "--budget": args.budget}

@@ -262,6 +262,7 @@ def test_bench_of_a_suite(tmp_path, smart, monkeypatch):
     assert "| tiny | 0.2 | 1 |" in (tmp_path / "b.md").read_text()
     code, _, err = smart("bench", "--suite", "no-such")
     assert code == 2 and "no-such" in err
+    assert_refused(smart("bench", "--suite", "smoke", "--batches", 3), 2, "--batches does not go with --suite")
     assert_refused(smart("bench"), 2, "name a network", "--suite")
     assert_refused(smart("bench", "tiny", "--suite", "smoke"), 2, "not both")
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "smart" / "cli.py"))
