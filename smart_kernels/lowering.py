@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,22 +20,35 @@ from smart_kernels.backends import find
 from smart_kernels.geometry import Geometry
 from smart_kernels.modules import PathAffine, SparseConv2d, SparseLinear
 from smart_kernels.native import cpu_isas
+from smart_kernels.packing import PackedWeight
 from smart_kernels.programs import ADD, AFFINE, AVERAGE, CONVOLUTION, MAX_POOL, NO_GEOMETRY, NONE, Program, Step
 
 BACKEND = "cpu"
 MIN_CONVOLUTIONS = 2  # a program of one layer would save nothing
-MAX_TWINS = 0.25  # bytes of weights that only programs need, of those that both use
 
 _ADDITIONS = (operator.add, torch.add)
 
 
-def rewrite(net: fx.GraphModule, example: Tensor) -> fx.GraphModule | None:
-    """The graph of a swapped network with programs in it, for inputs of one shape; None where that is of no use.
+@dataclass(frozen=True)
+class Rewritten:
+    """A network's graph with programs in it.
 
-    Convolutions that already run on the CPU kernels are shared with ``net``, the few others get a twin that does.
+    Attributes:
+        graph: shares with the network the layers that run on the CPU kernels already.
+        moves: layers in its programs that run elsewhere by themselves, and their weights packed for the CPU kernels:
+            after ``conv.use(packed, BACKEND)`` no weight is held twice.
+    """
+
+    graph: fx.GraphModule
+    moves: Mapping[SparseConv2d, PackedWeight]
+
+
+def rewrite(net: fx.GraphModule, example: Tensor, move: bool = False) -> Rewritten | None:
+    """The graph of a swapped network with programs in it, for inputs of one shape; None where there are none.
 
     Args:
         example: (N, C, H, W), run once through ``net`` to learn the shapes inside.
+        move: whether layers of other backends become parts of programs too, for the caller to move.
     """
     modules = dict(net.named_modules())
     if not cpu_isas() or not len(example) or example.device.type != "cpu" or example.dtype != torch.float32:
@@ -45,7 +59,7 @@ def rewrite(net: fx.GraphModule, example: Tensor) -> fx.GraphModule | None:
     noted = _NoteTensors(net)
     with torch.no_grad():
         noted.run(example, _any_path(net))
-    return _Rewriter(net, modules, noted.shapes).run()
+    return _Rewriter(net, modules, noted.shapes, move).run()
 
 
 def _any_path(net: fx.GraphModule) -> str:
@@ -80,30 +94,33 @@ class _NoteTensors(fx.Interpreter):
 class _Rewriter:
     """Copies a graph, collecting what programs can run until something comes that they cannot."""
 
-    def __init__(self, net: fx.GraphModule, modules: Mapping[str, nn.Module], shapes: Mapping[fx.Node, Any]) -> None:
+    def __init__(
+        self, net: fx.GraphModule, modules: Mapping[str, nn.Module], shapes: Mapping[fx.Node, Any], move: bool
+    ) -> None:
         self.net = net
+        self.move = move
         self.modules = modules
         self.shapes = shapes
         self.graph = fx.Graph()
         self.copies: dict[fx.Node, fx.Node] = {}
         self.pending: list[fx.Node] = []
         self.programs: dict[str, Program] = {}
-        self.twins: dict[SparseConv2d, SparseConv2d] = {}
-        self.shared: list[SparseConv2d] = []
+        self.twins: dict[SparseConv2d, SparseConv2d] = {}  # of layers that run on other backends
+        self.packed_anew: dict[PackedWeight, PackedWeight] = {}  # their weights, which layers may share
         self.path = next(node for node in net.graph.nodes if node.op == "placeholder" and node.target == fusion.PATH)
 
-    def run(self) -> fx.GraphModule | None:
+    def run(self) -> Rewritten | None:
         for node in self.net.graph.nodes:
             if self._fits(node):
                 self.pending.append(node)
             else:
                 self._flush()
                 self._copy(node)
-        twins = sum(twin.packed.nbytes for twin in self.twins.values())
-        if not self.programs or twins > MAX_TWINS * sum(conv.packed.nbytes for conv in self.shared):
+        if not self.programs:
             return None
         attributes = {n.target: _attribute(self.net, n.target) for n in self.graph.nodes if n.op == "get_attr"}
-        return fx.GraphModule({**self.modules, **self.programs, **attributes}, self.graph)
+        graph = fx.GraphModule({**self.modules, **self.programs, **attributes}, self.graph)
+        return Rewritten(graph, {conv: twin.packed for conv, twin in self.twins.items()})
 
     def _copy(self, node: fx.Node) -> None:
         self.copies[node] = self.graph.node_copy(node, self.copies.__getitem__)
@@ -155,7 +172,8 @@ class _Rewriter:
     def _runs(self, conv: SparseConv2d) -> bool:
         values = next(conv.packed.buffers())
         return (
-            not isinstance(conv, SparseLinear)
+            (self.move or conv.backend == BACKEND)
+            and not isinstance(conv, SparseLinear)
             and conv.pad is None
             and bool(find(BACKEND).supports(conv.geometry, values.dtype, values.device))
         )
@@ -163,11 +181,11 @@ class _Rewriter:
     def layer(self, conv: SparseConv2d) -> SparseConv2d:
         """A layer on the CPU kernels that computes the same."""
         if conv.backend == BACKEND:
-            self.shared.append(conv)
             return conv
         if conv not in self.twins:
+            packed = self.packed_anew.get(conv.packed) or find(BACKEND).pack(*conv.packed.unpack())
+            self.packed_anew[conv.packed] = packed
             scale, bias = (None if each is None else each.as_dict() for each in (conv.scale, conv.bias))
-            packed = find(BACKEND).pack(*conv.packed.unpack())
             self.twins[conv] = SparseConv2d(packed, conv.geometry, BACKEND, scale, bias, conv.relu, None, conv.second)
         return self.twins[conv]
 

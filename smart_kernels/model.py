@@ -49,7 +49,7 @@ class SparseModel(nn.Module):
         self._rows = list(rows)
         self._takes_path = takes_path
         # Graphs with programs in them by input shape, made when first needed. In a dict, so that they are no part of
-        # this module's state: they share the layers of `net` but for a few copies.
+        # this module's state: they share the layers of `net`.
         self._graphs: dict[torch.Size, nn.Module] = {}
         self.register_load_state_dict_pre_hook(_check_state)
         self.register_load_state_dict_post_hook(_forget_graphs)
@@ -80,21 +80,47 @@ class SparseModel(nn.Module):
         if graph is None:
             if len(self._graphs) >= MAX_GRAPHS:
                 self._graphs.clear()
-            graph = self._graphs[x.shape] = lowering.rewrite(self.net, x) or self.net
+            rewritten = lowering.rewrite(self.net, x)
+            graph = self._graphs[x.shape] = self.net if rewritten is None else rewritten.graph
         return graph
 
-    def choose_programs(self, example: Tensor) -> None:
-        """Measures whether programs are faster for such a batch, and if so uses them."""
+    def choose_programs(self, example: Tensor, move: bool = True) -> None:
+        """Measures whether programs are faster for such a batch, and if so uses them.
+
+        Args:
+            example: (N, C, H, W).
+            move: whether layers with zeros that are faster elsewhere by themselves may move to the CPU kernels where
+                the whole network is the faster for it.
+        """
         self.runs_programs = False
         self._graphs.clear()
-        if self.uncaptured or not _may_run_programs(example) or (graph := lowering.rewrite(self.net, example)) is None:
+        if self.uncaptured or not _may_run_programs(example):
             return
-        calls = {net: partial(net, example, path=self.paths[-1]) for net in (self.net, graph)}
+        ways = [lowering.rewrite(self.net, example, move=each) for each in ((False, True) if move else (False,))]
+        ways = [way for way in ways if way is not None]
+        if len(ways) == 2 and not ways[1].moves:
+            ways.pop()  # the same again
+        calls = {net: partial(net, example, path=self.paths[-1]) for net in (self.net, *(way.graph for way in ways))}
+        if len(calls) == 1:
+            return
         with torch.inference_mode():
-            seconds = interleave(calls, PROGRAM_BUDGET_S)
-        if percentile(seconds[graph], 50) < percentile(seconds[self.net], 50):
-            self._graphs[example.shape] = graph
-            self.runs_programs = True
+            seconds = interleave(calls, PROGRAM_BUDGET_S * len(ways))
+        fastest = min(calls, key=lambda net: percentile(seconds[net], 50))
+        for way in ways:
+            if way.graph is fastest:
+                self.runs_programs = True
+                self._move(way.moves)
+
+    def _move(self, moves: Mapping[SparseConv2d, PackedWeight]) -> None:
+        """Runs layers on the CPU kernels, as parts of programs, and says so in their rows."""
+        rows = {row.name: row for row in self._rows}
+        for name, conv in self._convs():
+            if conv not in moves:
+                continue
+            conv.use(moves[conv], lowering.BACKEND)
+            if (row := rows.get(name)) is not None:
+                row.backend, row.why = lowering.BACKEND, f"the whole network is faster so; alone: {row.why}"
+                row.bytes = conv.packed.nbytes if row.bytes else 0
 
     def report(self) -> Report:
         """A dict for each layer: name, pattern, weights, density, backend, why, bytes, dense_us, sparse_us."""
@@ -136,7 +162,7 @@ class SparseModel(nn.Module):
             conv.input_shape = tuple(shape)
         self._plan([name for name, _ in self._convs()], planner)
         if measure and backend != DENSE:
-            self.choose_programs(example)
+            self.choose_programs(example, move=backend == AUTO)
         timings.save()
         return self.report()
 
@@ -147,12 +173,7 @@ class SparseModel(nn.Module):
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights of all swapped layers, all paths together."""
-        own = [conv for _, conv in self._convs()]
-        steps = [
-            step for graph in self._graphs.values() for each in graph.modules() for step in getattr(each, "steps", ())
-        ]
-        twins = [step.module for step in steps if isinstance(step.module, SparseConv2d)]
-        return sum({id(conv.packed): conv.packed.nbytes for conv in (*own, *twins)}.values())
+        return sum({id(conv.packed): conv.packed.nbytes for _, conv in self._convs()}.values())
 
     @property
     def total_bytes(self) -> int:
@@ -229,5 +250,5 @@ def _check_state(model: SparseModel, state: Mapping[str, Tensor], prefix: str, *
 
 
 def _forget_graphs(model: SparseModel, incompatible_keys: object) -> None:
-    # Their few copies of weights hold the old values.
+    # What programs mixed for a lambda is of the old values.
     model._graphs.clear()

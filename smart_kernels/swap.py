@@ -94,7 +94,7 @@ def swap(
     _check_example(original, example)
     sparse = _build(original, example, planner)
     if measure and backend != DENSE:
-        sparse.choose_programs(example)
+        sparse.choose_programs(example, move=backend == AUTO)
     timings.save()
     return sparse.report() if dry_run else sparse
 

@@ -15,6 +15,7 @@ from networks import MaskedConv, TwoPaths
 from torch import nn
 
 from smart_kernels import load, lowering, native, programs, save, swap, verify
+from smart_kernels.backends import BACKENDS
 from smart_kernels.modules import SparseConv2d
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
@@ -225,31 +226,75 @@ def test_one_layer_is_no_program():
     assert lowering.rewrite(swap(model, x, backend="cpu").net, x) is None
 
 
-def test_too_many_dense_layers_are_not_packed_twice():
+def test_layers_of_other_backends_join_only_to_be_moved():
     model, x = TwoPaths().eval(), example(TwoPaths, 2)
-    assert lowering.rewrite(swap(model, x, backend="dense").net, x) is None
+    sparse = swap(model, x, backend="dense")
+    assert lowering.rewrite(sparse.net, x) is None
+    rewritten = lowering.rewrite(sparse.net, x, move=True)
+    assert {conv for conv in sparse.net.modules() if isinstance(conv, SparseConv2d)} >= set(rewritten.moves)
+    torch.testing.assert_close(rewritten.graph(x, path="adv"), sparse(x, path="adv"))
 
 
-def test_the_faster_way_is_taken(monkeypatch):
+@pytest.fixture
+def ways(monkeypatch):
+    """Says how long each way to run a network takes: layer by layer, with programs, with layers moved into programs."""
     from smart_kernels import model as module
 
-    times = {}
+    times: list[float] = []
 
     def interleave(calls, budget_s):
-        (plain, graph) = calls
         for call in calls.values():
             call()
-        return {plain: [times["plain"]], graph: [times["graph"]]}
+        assert len(calls) == len(times)
+        return {net: [seconds] for net, seconds in zip(calls, times, strict=True)}
 
-    x = example(TwoPaths, 2)
-    sparse = swap(TwoPaths().eval(), x, strict=True)
     monkeypatch.setattr(module, "interleave", interleave)
-    times.update(plain=2.0, graph=1.0)
+    return times
+
+
+def test_the_faster_way_is_taken(ways):
+    x = example(TwoPaths, 2)
+    sparse = swap(TwoPaths().eval(), x, backend="cpu", measure=False)
+    ways[:] = [2.0, 1.0]
     sparse.choose_programs(x)
     assert sparse.runs_programs
-    times.update(plain=1.0, graph=2.0)
+    ways[:] = [1.0, 2.0]
     sparse.choose_programs(x)
     assert not sparse.runs_programs
+
+
+def test_layers_move_where_the_whole_network_is_faster_for_it(ways, tmp_path):
+    model, x = TwoPaths().eval(), example(TwoPaths, 2)
+    sparse = swap(model, x, backend="cpu", measure=False)
+    expected = sparse(x, path="adv")
+    name, conv = next((name, m) for name, m in sparse.net.named_modules() if isinstance(m, SparseConv2d))
+    row = next(row for row in sparse._rows if row.name == name)
+
+    def make_dense():
+        conv.use(BACKENDS["dense"].pack(*conv.packed.unpack()), "dense")
+        row.backend, row.why, row.bytes = "dense", "dense is faster here", conv.packed.nbytes
+
+    for seconds in ([1.0, 2.0, 3.0], [2.0, 1.0, 3.0]):
+        make_dense()
+        ways[:] = seconds
+        sparse.choose_programs(x)
+        assert (sparse.runs_programs, conv.backend) == (seconds[0] == 2.0, "dense")
+        torch.testing.assert_close(sparse(x, path="adv"), expected)
+
+    ways[:] = [2.0, 3.0]  # not asked to move
+    sparse.choose_programs(x, move=False)
+    assert not sparse.runs_programs
+
+    ways[:] = [3.0, 2.0, 1.0]
+    sparse.choose_programs(x)
+    assert (sparse.runs_programs, conv.backend) == (True, "cpu")
+    (told,) = [row for row in sparse.report() if row["name"] == name]
+    assert (told["backend"], told["bytes"]) == ("cpu", conv.packed.nbytes)
+    assert told["why"] == "the whole network is faster so; alone: dense is faster here"
+    assert sum(row["bytes"] for row in sparse.report()) == sparse.weight_bytes
+    torch.testing.assert_close(sparse(x, path="adv"), expected)
+    save(sparse, tmp_path / "m.safetensors")
+    torch.testing.assert_close(load(tmp_path / "m.safetensors")(x, path="adv"), expected)
 
 
 def test_they_follow_new_values_copies_and_moves():
@@ -308,21 +353,6 @@ def test_inputs_of_gradients_other_shapes_and_other_strides():
     assert sparse(x[:0]).shape == (0, 10)
     with pytest.raises(Exception, match="3 channels"):
         sparse(torch.rand(2, 3, 14, 17))
-
-
-def test_weights_of_its_own_are_counted():
-    model, x = TwoPaths().eval(), example(TwoPaths, 2)
-    sparse = swap(model, x, strict=True)  # the stem has no zeros, so it runs densely
-    sparse.runs_programs = False
-    sparse._graphs.clear()
-    plain = sparse.weight_bytes
-    sparse.runs_programs = True
-    sparse(x)
-    (program, *_) = programs_of(sparse, x)
-    twins = [s.module for s in program.steps if isinstance(s.module, SparseConv2d)]
-    twins = [twin for twin in twins if twin not in set(sparse.net.modules())]
-    assert len(twins) == 1
-    assert sparse.weight_bytes == plain + twins[0].packed.nbytes
 
 
 def test_nan_and_infinity_stay_where_torch_has_them():
