@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
 
 
 def align(rows: Sequence[Sequence[str]], indent: int = 0, left: int = 1) -> str:
@@ -57,3 +59,14 @@ def short(count: float) -> str:
 def compare(value: float, reference: float, less: str, more: str) -> str:
     """How many times below or above ``reference``: ``"1.62x faster"``."""
     return f"{reference / value:.2f}x {less}" if value <= reference else f"{value / reference:.2f}x {more}"
+
+
+def show(value: Any) -> str:
+    """A value as one would type it: 8/255, not 0.031372549."""
+    if not isinstance(value, float):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    levels = Fraction(value * 255).limit_denominator(1000)
+    # Attack radii are customarily given in grey levels; 0.2, 51 of them, is hardly meant so.
+    if levels.denominator == 1 and 0 < levels.numerator <= 16:
+        return f"{levels.numerator}/255"
+    return f"{value:g}"

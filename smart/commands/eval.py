@@ -1,0 +1,83 @@
+"""`smart eval`: accuracy of a checkpoint's paths, clean and attacked."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from smart import settings, text
+from smart.checkpoint import load_checkpoint
+from smart.commands import flags
+from smart.commands.shared import attack_eps, check_file, data_for, say_written
+from smart.evaluate import evaluate
+from smart_kernels.files import write_text
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help=flags.CHECKPOINT)
+    flags.data(parser)
+    parser.add_argument(
+        "--attacks",
+        nargs="+",
+        type=flags.checked(flags.attack),
+        default=["clean", "fgsm", "pgd20"],
+        help="clean, fgsm, pgdN with N steps, squareN with N queries, a black box (default: clean fgsm pgd20)",
+    )
+    flags.paths(parser)
+    parser.add_argument(
+        "--lambdas",
+        nargs="+",
+        type=flags.checked(flags.dial),
+        default=[],
+        help="positions of the dial, 0 clean to 1 adv",
+    )
+    flags.radius(parser)
+    parser.add_argument("--restarts", type=flags.checked(settings.positive), default=1, help="of PGD (default: 1)")
+    parser.add_argument(
+        "--transfer", action="store_true", help="also show each configuration the images made against the others"
+    )
+    parser.add_argument("--limit", type=flags.checked(settings.positive), help="use only the first so many test images")
+    parser.add_argument("--seed", type=flags.checked(settings.whole), default=0, help="of the attacks (default: 0)")
+    parser.add_argument("--csv", metavar="FILE", help="write one row a number")
+    parser.add_argument("--json", metavar="FILE", help="write the table and the settings")
+    flags.progress(parser)
+    flags.device(parser, "auto")
+
+
+def run(args: argparse.Namespace) -> None:
+    for file in (args.csv, args.json):
+        check_file(file)
+    model, metadata = load_checkpoint(args.checkpoint, args.device)
+    data = data_for(args, model)
+    images, labels = (tensor[: args.limit] for tensor in data.test)
+    eps = attack_eps(args, metadata)
+    table = evaluate(
+        model,
+        (images, labels),
+        args.attacks,
+        args.paths,
+        args.lambdas,
+        eps,
+        args.step,
+        args.restarts,
+        seed=args.seed,
+        transfer=args.transfer,
+        progress=args.progress,
+    )
+    used = table.settings
+    print(
+        f"{data.name}, {used['n_examples']} test images; L-infinity eps {text.show(eps)}, "
+        f"PGD step {text.show(used['step'])}, restarts {used['restarts']}, seed {used['seed']}"
+    )
+    print(text.accuracy_table(table))
+    for attack, matrix in table.transfer.items():
+        print(f"\n{text.attack_name(attack)}: made against (line), shown to (column)")
+        lines = [[text.path_name(name), *(f"{100 * a:.1f} %" for a in row.values())] for name, row in matrix.items()]
+        print(text.align([["", *map(text.path_name, matrix)], *lines]))
+    if args.csv:
+        table.write_csv(args.csv)
+    if args.json:
+        content = {"checkpoint": args.checkpoint, "data": data.name, **used, "accuracy": table}
+        content |= {"transfer": table.transfer} if table.transfer else {}
+        write_text(args.json, json.dumps(content, indent=2) + "\n")
+    say_written(args.csv, args.json)

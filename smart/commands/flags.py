@@ -1,0 +1,135 @@
+"""Flags that several commands share, and how the text of a flag is read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from smart import settings
+from smart.evaluate import attack_steps
+from smart.settings import ALL, DATA, Setting
+from smart.text import show
+from smart_kernels.backends import BACKENDS
+from smart_kernels.paths import PATHS, resolve
+
+CHECKPOINT = "a file that smart train wrote, such as runs/train/best.safetensors"
+_METAVARS = {settings.whole: "N", settings.positive: "N", settings.number: "X", settings.share: "X"}
+
+
+def data(parser: argparse.ArgumentParser) -> None:
+    section = parser.add_argument_group(
+        "data", "by default the data that the checkpoint's run folder names, split alike"
+    )
+    for name, setting in DATA.items():
+        add_setting(section, name, setting, shown_default=False)
+
+
+def example_shape(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--example-shape",
+        nargs=4,
+        type=checked(settings.positive),
+        metavar=("N", "C", "H", "W"),
+        help="random images of this shape instead of data",
+    )
+
+
+def batch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--batch", type=checked(settings.positive), default=16, help="images of data to measure on (default: 16)"
+    )
+
+
+def paths(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--paths", nargs="+", choices=PATHS, default=list(PATHS), help="(default: clean adv)")
+
+
+def radius(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--eps",
+        type=checked(settings.number),
+        help="L-infinity radius on images in [0, 1] (default: that of the training)",
+    )
+    parser.add_argument("--step", type=checked(settings.number), help="PGD step (default: eps / 4)")
+
+
+def backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend",
+        choices=("auto", *BACKENDS),
+        default="auto",
+        help="auto takes the fastest for each layer (default: auto)",
+    )
+
+
+def device(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--device", type=checked(_read_device), default=default, help="auto, cpu, cuda, cuda:1 (default: %(default)s)"
+    )
+
+
+def progress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="show no progress bar")
+
+
+def add_setting(
+    section: argparse._ActionsContainer, name: str, setting: Setting, note: str = "", shown_default: bool = True
+) -> None:
+    """A flag that is absent from the parsed arguments unless given, so that it can beat a file."""
+    text = setting.help + note
+    if shown_default and setting.default is not None:
+        text += f" (default: {show(setting.default)})"
+    options: dict[str, Any] = {"type": checked(setting.read), "metavar": _METAVARS.get(setting.read, name.upper())}
+    if isinstance(setting.default, bool):
+        options = {"action": argparse.BooleanOptionalAction}
+    section.add_argument(
+        f"--{name.replace('_', '-')}", help=text.replace("%", "%%"), default=argparse.SUPPRESS, **options
+    )
+
+
+def given(args: argparse.Namespace, group: Mapping[str, Setting] = ALL) -> dict[str, Any]:
+    """The settings of ``group`` that flags named."""
+    return {name: value for name, value in vars(args).items() if name in group}
+
+
+def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """``read`` as argparse wants it, so that its own words reach the user."""
+
+    def read_flag(text: str) -> Any:
+        try:
+            return read(text)
+        except (ValueError, TypeError) as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read_flag
+
+
+def _read_device(text: str) -> torch.device:
+    found = torch.cuda.device_count()
+    if text == "auto":
+        return torch.device("cuda" if found else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {text!r}: accepted are auto, cpu, cuda, and cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {text!r} is not supported: accepted are auto, cpu, cuda, and cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise ValueError(f"device {text!r} is not here: torch {torch.__version__} sees {found} GPUs, take cpu")
+    return device
+
+
+def attack(text: str) -> str:
+    """The name of an attack, once it is known to be one."""
+    attack_steps(text)
+    return text
+
+
+def dial(text: str) -> float:
+    """A lambda in [0, 1]."""
+    value = settings.number(text)
+    resolve(value)
+    return value

@@ -1,0 +1,81 @@
+"""`smart train`: train a two-path network."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from smart import settings, text
+from smart.commands import flags
+from smart.commands.shared import Stopped, check_folder, say_written
+from smart.data import ImageData
+from smart.layers import SmartNet
+from smart.masks import nonzeros
+from smart.rewire import check_pattern
+from smart.settings import DATA, MODEL, TRAINING, Settings, UsageError
+from smart.train import train
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings by the names below; a flag beats it")
+    parser.add_argument("--out", default="runs/train", help="run folder (default: %(default)s)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own settings")
+    start.add_argument("--overwrite", action="store_true", help="start anew if --out already holds a run")
+    flags.progress(parser)
+    flags.device(parser, "auto")
+    for title, group in (("data", DATA), ("model", MODEL), ("training", TRAINING)):
+        section = parser.add_argument_group(title)
+        for name, setting in group.items():
+            flags.add_setting(section, name, setting)
+
+
+def run(args: argparse.Namespace) -> None:
+    out = Path(args.out)
+    chosen = _train_settings(args, out)
+    check_folder(out)
+    data = chosen.load_data()
+    model = chosen.create_model_for(data, args.device)
+    go_on = f"smart train --resume --out {shlex.quote(str(out))}"
+    # The settings must lie in the folder of a run from its first step on, and must not change those of another run.
+    started = (out / "config.json").exists()
+    if not started or args.overwrite:
+        chosen.write(out)
+    print(f"{data.name}: {_count(data)}; {chosen.model['model']}, {_alive(model)}")
+    try:
+        result = train(model, data, chosen.config, out, args.resume, args.progress, args.overwrite)
+    except KeyboardInterrupt as error:
+        raise Stopped(f"stopped; {out} keeps every finished epoch, go on with: {go_on}") from error
+    best = result.best
+    print(
+        f"best epoch {best['epoch']} of {len(result.history)}, on the validation images: clean path "
+        f"{100 * best['val_clean']:.1f} %, adv path under PGD-{chosen.config.val_attack_steps} "
+        f"{100 * best['val_adv']:.1f} %"
+    )
+    say_written(result.best_path, result.last_path, result.log_path, out / settings.FILE_NAME)
+
+
+def _train_settings(args: argparse.Namespace, out: Path) -> Settings:
+    """The settings of the run: flags, before the file, before the defaults; a resumed run's file is its own."""
+    file = args.config
+    if args.resume and file is None and (out / settings.FILE_NAME).is_file():
+        file = out / settings.FILE_NAME
+    from_file = settings.read_file(file) if file is not None else {}
+    Settings.resolve(from_file, f"{file}: ")
+    chosen = Settings.resolve({**from_file, **flags.given(args)})
+    try:
+        check_pattern(chosen.model["pattern"], chosen.config.regrow)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return chosen
+
+
+def _count(data: ImageData) -> str:
+    return ", ".join(f"{len(getattr(data, split)[0])} {split}" for split in ("train", "val", "test")) + " images"
+
+
+def _alive(model: SmartNet) -> str:
+    counts = nonzeros(model)
+    parts = ", ".join(f"{key} {counts[key] / counts['dense']:.3f}" for key in ("clean", "adv", "union"))
+    return f"{text.short(counts['dense'])} convolution weights, of which live: {parts}"
