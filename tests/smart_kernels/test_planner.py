@@ -183,8 +183,11 @@ def test_strict_takes_sparse_kernels_even_where_dense_is_faster(images, measured
     times["dense"] = 1e-6
     model = TwoPaths().eval()
     lenient, strict = swap(model, images, timings=Timings()), swap(model, images, strict=True, timings=Timings())
-    assert {row["backend"] for row in lenient.report()} == {"dense"}
+    pruned = [row for row in lenient.report() if row["pattern"] != "dense"]
+    # Programs, measured apart, may have moved them since.
+    assert pruned and all("dense is faster here" in row["why"] for row in pruned)
     assert {row["backend"] for row in strict.report() if row["pattern"] != "dense"} == {"cpu"}
+    assert not any("dense is faster here" in row["why"] for row in strict.report())
     assert next(row for row in strict.report() if row["name"] == "layers.0.conv1")["dense_us"] == pytest.approx(1)
 
 
