@@ -1,18 +1,20 @@
-"""Image classification data as tensors: scikit-learn's digits, a folder of images, or an .npz file."""
+"""Image classification data as tensors: a data set by name, a folder of images, or an .npz file."""
 
 from __future__ import annotations
 
-import zipfile
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SPLITS = ("train", "val", "test")
+from smart.datasets import DATASETS
+from smart.datasets.base import SPLITS
+from smart.datasets.folder import read_folder
+from smart.datasets.npz import read_npz
 
 
 @dataclass
@@ -22,8 +24,9 @@ class ImageData:
     Attributes:
         name: for reports.
         class_names: one per class; label i means class_names[i].
-        train, val, test: pairs of images (N, C, H, W), float32 in [0, 1], and labels (N,), int64.
-        mean, std: C numbers each, of the training split.
+        train, val, test: pairs of images (N, C, H, W), float32 in [0, 1] or uint8, and labels (N,), int64. Bytes take a
+            quarter of the memory; :func:`as_floats` makes floats of a batch of either.
+        mean, std: C numbers each, of the training split as floats.
 
     Raises:
         ValueError: a split that is empty, of another shape or dtype, or outside the ranges above.
@@ -46,10 +49,9 @@ class ImageData:
                     f"{self.name}: {split} images have shape {tuple(images.shape[1:])}, training images "
                     f"{tuple(self.train[0].shape[1:])}: all must be alike"
                 )
-        channels = self.train[0].transpose(0, 1).flatten(1).double()
-        self.mean = channels.mean(1).tolist()
+        self.mean, spread = _statistics(self.train[0])
         # A channel of one constant value has no spread to divide by.
-        self.std = [value or 1.0 for value in channels.std(1, correction=0).tolist()]
+        self.std = [value or 1.0 for value in spread]
 
     @property
     def num_classes(self) -> int:
@@ -61,19 +63,45 @@ class ImageData:
         channels, height, width = self.train[0].shape[1:]
         return channels, height, width
 
+    def floats(self, split: str, count: int | None = None) -> Tensor:
+        """The first ``count`` images of a split, or all, float32 (N, C, H, W) in [0, 1]."""
+        return as_floats(getattr(self, split)[0][:count])
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Images as a network takes them: bytes divided by 255, floats as they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def _statistics(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of (N, C, H, W), as floats in [0, 1]."""
+    if images.dtype != torch.uint8:
+        channels = images.transpose(0, 1).flatten(1).double()
+        return channels.mean(1).tolist(), channels.std(1, correction=0).tolist()
+    # How often each value occurs says all, in a fraction of the memory that the values take as doubles.
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
+    for part in images.split(1024):
+        for row, channel in zip(counts, part.transpose(0, 1), strict=True):
+            row += torch.bincount(channel.flatten(), minlength=256)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    shares = counts / counts.sum(1, keepdim=True)
+    mean = shares @ values
+    spread = (shares * (values - mean[:, None]) ** 2).sum(1).sqrt()
+    return mean.tolist(), spread.tolist()
+
 
 def _check_split(what: str, images: Tensor, labels: Tensor, classes: int) -> None:
-    if images.dim() != 4 or images.dtype != torch.float32 or labels.dtype != torch.int64:
+    if images.dim() != 4 or images.dtype not in (torch.float32, torch.uint8) or labels.dtype != torch.int64:
         raise ValueError(
             f"{what}: images have dtype {images.dtype} and shape {tuple(images.shape)}, labels {labels.dtype}: "
-            "give float32 (N, C, H, W) and int64 (N,)"
+            "give float32 or uint8 (N, C, H, W) and int64 (N,)"
         )
     if not len(images) or labels.shape != images.shape[:1]:
         raise ValueError(
             f"{what}: {len(images)} images and {tuple(labels.shape)} labels: give one label per image, one at least"
         )
-    if not (images.min() >= 0 and images.max() <= 1):
-        raise ValueError(f"{what}: pixel values outside [0, 1] or NaN: divide bytes by 255, normalise inside the model")
+    if images.dtype != torch.uint8 and not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(f"{what}: pixel values outside [0, 1] or NaN: give bytes as uint8, normalise inside the model")
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(
             f"{what}: labels from {labels.min()} to {labels.max()}: with {classes} classes give 0 to {classes - 1}"
@@ -86,18 +114,20 @@ def load_data(
     test_fraction: float = 0.2,
     seed: int = 0,
     image_size: int | tuple[int, int] | None = None,
+    data_root: str | Path = "data",
 ) -> ImageData:
     """Loads data by name or from a path.
 
     Splits that the source does not have are drawn from its training images, class by class, by ``seed`` alone.
 
     Args:
-        source: ``"digits"`` (1,797 images 1x8x8 inside scikit-learn, 16 grey levels); a folder
-            ``train/<class>/*.png`` with, if there are, ``val`` and ``test`` beside ``train``; or an .npz file with
-            ``images`` (N, H, W), (N, H, W, C) or (N, C, H, W), bytes or floats in [0, 1], and integer ``labels`` (N,),
-            with, if there are, ``val_images``, ``val_labels``, ``test_images``, ``test_labels``.
+        source: the name of a data set, such as ``"digits"`` or ``"cifar10"`` (:data:`smart.datasets.DATASETS` has all);
+            a folder ``train/<class>/*.png`` with, if there are, ``val`` and ``test`` beside ``train``; or an .npz file
+            with ``images`` (N, H, W), (N, H, W, C) or (N, C, H, W), bytes or floats in [0, 1], and integer ``labels``
+            (N,), with, if there are, ``val_images``, ``val_labels``, ``test_images``, ``test_labels``.
         val_fraction, test_fraction: of all training images, in (0, 1), where a split is drawn.
         image_size: for a folder, resize to this side or (H, W); needed when sizes differ.
+        data_root: the folder that holds the published files of data sets; a name finds its own there.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -107,19 +137,20 @@ def load_data(
         if not 0 < fraction < 1:
             raise ValueError(f"{name} is {fraction}: it must lie in (0, 1)")
     path = Path(source)
-    if str(source) == "digits":
-        splits, class_names = _read_digits()
+    if str(source) in DATASETS:
+        splits, class_names = DATASETS[str(source)].read(Path(data_root))
     elif path.is_dir():
-        from smart.image_folder import read_folder
-
         splits, class_names = read_folder(path, image_size)
     elif path.suffix == ".npz" and path.is_file():
-        splits, class_names = _read_npz(path)
+        splits, class_names = read_npz(path)
     else:
+        close = difflib.get_close_matches(path.name.lower(), DATASETS, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}? " if close else ""
         raise FileNotFoundError(
-            f"there is no data {str(source)!r}: give 'digits', a folder with train/<class>/ images, or an .npz file"
+            f"there is no data {str(source)!r}: {hint}give one of {', '.join(DATASETS)}, a folder with train/<class>/ "
+            "images, or an .npz file"
         )
-    name = str(source) if str(source) == "digits" else path.resolve().name
+    name = str(source) if str(source) in DATASETS else path.resolve().name
     _check_split(f"{name}, train split", *splits["train"], len(class_names))
     generator = torch.Generator().manual_seed(seed)
     total = len(splits["train"][0])
@@ -152,59 +183,6 @@ def stratified_split(
     return (images[~away], labels[~away]), (images[away], labels[away])
 
 
-def _read_digits() -> tuple[dict[str, tuple[Tensor, Tensor]], list[str]]:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError("the digits come with scikit-learn: pip install scikit-learn") from error
-    digits = load_digits()
-    images = torch.from_numpy(digits.images / 16).float().unsqueeze(1)
-    return {"train": (images, torch.from_numpy(digits.target).long())}, [str(digit) for digit in range(10)]
-
-
-def _read_npz(path: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], list[str]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is not a readable .npz of plain arrays ({error}): write it with numpy.savez"
-        ) from error
-    splits = {}
-    for split in SPLITS:
-        prefix = "" if split == "train" else f"{split}_"
-        present = {f"{prefix}images", f"{prefix}labels"} & arrays.keys()
-        if len(present) == 1 or (split == "train" and not present):
-            raise ValueError(f"{path} holds {sorted(arrays)}: give both '{prefix}images' and '{prefix}labels'")
-        if present:
-            splits[split] = (_images(path, arrays[f"{prefix}images"]), _labels(path, arrays[f"{prefix}labels"]))
-    if not len(splits["train"][1]):
-        raise ValueError(f"{path} holds no images: give at least a few of each class")
-    return splits, [str(label) for label in range(int(splits["train"][1].max()) + 1)]
-
-
-def _images(path: Path, array: np.ndarray) -> Tensor:
-    if array.ndim == 3:
-        array = array[:, None]
-    elif array.ndim == 4 and array.shape[-1] in (1, 3):
-        array = array.transpose(0, 3, 1, 2)
-    elif array.ndim != 4 or array.shape[1] not in (1, 3):
-        raise ValueError(
-            f"{path}: images have shape {array.shape}: give (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3"
-        )
-    if array.dtype == np.uint8:
-        return torch.from_numpy(np.ascontiguousarray(array)).float() / 255
-    if not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"{path}: images have dtype {array.dtype}: give uint8, or floats in [0, 1]")
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-
-
-def _labels(path: Path, array: np.ndarray) -> Tensor:
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{path}: labels have dtype {array.dtype} and shape {array.shape}: give integers (N,)")
-    return torch.from_numpy(array.astype(np.int64))
-
-
 def batches(
     images: Tensor,
     labels: Tensor,
@@ -215,8 +193,11 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of shuffled, augmented batches; a last, incomplete one is left out unless it is the only one.
 
+    All is done on the device that holds the images, but for the draws: the same generator gives the same batches on
+    every device. Images given as bytes become floats in [0, 1] batch by batch.
+
     Args:
-        images, labels: (N, C, H, W) and (N,).
+        images, labels: (N, C, H, W), uint8 or float, and (N,).
         generator: of the order and the augmentation, on the CPU; default: torch's global random state.
         crop_padding: pad by so many zeros on each side and crop at random, that is, shift by up to so many pixels.
         flip: mirror every other image, at random.
@@ -224,7 +205,7 @@ def batches(
     order = torch.randperm(len(images), generator=generator).to(images.device)
     for start in range(0, max(1, len(order) - batch_size + 1), batch_size):
         rows = order[start : start + batch_size]
-        yield augment(images[rows], generator, crop_padding, flip), labels[rows]
+        yield as_floats(augment(images[rows], generator, crop_padding, flip)), labels[rows]
 
 
 def augment(images: Tensor, generator: torch.Generator | None, crop_padding: int, flip: bool) -> Tensor:

@@ -75,7 +75,7 @@ def run_demo(
     table = evaluate(model, data, ATTACKS, PATHS, LAMBDAS, config.eps, seed=seed, progress=progress)
 
     print("3/4  swapping to sparse kernels, verifying, saving, and verifying what was saved")
-    images = data.test[0]
+    images = data.floats("test")
     sparse = smart_kernels.swap(model, images[: max(BATCHES)])
     errors = [smart_kernels.verify(model, sparse, images)]
     packed = out / "packed.safetensors"

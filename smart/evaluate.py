@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from smart.attacks import check_settings, fgsm, pgd
 from smart.black_box import square
-from smart.data import ImageData
+from smart.data import ImageData, as_floats
 from smart.layers import eval_mode
 from smart.seeds import derive_seed
 from smart_kernels.files import replacing
@@ -85,7 +85,7 @@ def evaluate(
 
     Args:
         model: a two-path network on any device.
-        data: its test split is used; or images (N, C, H, W) in [0, 1] and labels (N,).
+        data: its test split is used; or images (N, C, H, W), floats in [0, 1] or bytes, and labels (N,).
         attacks: ``"clean"`` (none), ``"fgsm"``, ``"pgd"`` and a number of steps, as in ``"pgd20"``, or ``"square"`` and
             a number of queries, as in ``"square100"`` (black box, see :func:`smart.square`).
         eps, step: L-infinity radius and PGD step in units of the [0, 1] range; default step: eps / 4.
@@ -120,7 +120,7 @@ def evaluate(
         for attack in steps:
             for attacked, path in configurations.items():
                 for start in starts:
-                    x = images[start : start + batch_size].to(device)
+                    x = as_floats(images[start : start + batch_size].to(device))
                     y = labels[start : start + batch_size].to(device)
                     generator = torch.Generator().manual_seed(derive_seed(seed, attack, start))
                     adv = _attack(model, x, y, path, attack, eps, step, restarts, generator)

@@ -17,7 +17,8 @@ from smart_kernels.backends import BACKENDS
 
 OPTIONAL = {
     "scikit-learn": "the digits of smart demo",
-    "pillow": "folders of images",
+    "scipy": "SVHN",
+    "pillow": "folders of images and Tiny-ImageNet",
     "matplotlib": "pictures",
     "onnxruntime": "smart bench",
     "openvino": "smart bench",

@@ -15,6 +15,7 @@ import yaml
 
 from smart.config import LR_SCHEDULES, TrainConfig
 from smart.data import ImageData, load_data
+from smart.datasets import DATASETS
 from smart.layers import SmartNet
 from smart.masks import OVERLAPS, check_density, check_overlap
 from smart.models import create_model, list_models
@@ -52,7 +53,12 @@ def whole(value: Any) -> int:
 
 def source(value: Any) -> str:
     """Where data comes from; a path is made absolute, so that it also holds when read back from elsewhere."""
-    return value if value == "digits" else str(Path(str(value)).expanduser().absolute())
+    return value if value in DATASETS else folder(value)
+
+
+def folder(value: Any) -> str:
+    """A path, made absolute."""
+    return str(Path(str(value)).expanduser().absolute())
 
 
 def positive(value: Any) -> int:
@@ -113,7 +119,10 @@ class Setting:
 
 
 DATA: dict[str, Setting] = {
-    "data": Setting(source, "'digits', a folder with images in train/<class>/, or an .npz file", "digits"),
+    "data": Setting(
+        source, f"{', '.join(DATASETS)}; a folder with images in train/<class>/; or an .npz file", "digits"
+    ),
+    "data_root": Setting(folder, "folder that holds the published files of those data sets", "data"),
     "val_fraction": Setting(share, "part of the training images held out to choose the best epoch", 0.1),
     "test_fraction": Setting(
         share, "part of the training images held out to test on, if the data has no test split", 0.2
@@ -130,6 +139,7 @@ MODEL: dict[str, Setting] = {
     "overlap": Setting(overlap, f"of the two masks: {', '.join(OVERLAPS)}, or a fraction", "independent"),
     "dropout": Setting(number, "between the convolutions of a wide ResNet's blocks", 0.0),
 }
+_PLAIN = ", ".join(name for name, each in DATASETS.items() if "flip" in each.training)
 _TRAINING_HELP = {
     "epochs": "passes over the training images",
     "batch_size": "images a step: the first half clean, the other attacked",
@@ -145,8 +155,8 @@ _TRAINING_HELP = {
     "prune_schedule": f"how that rate falls to 0: {', '.join(SCHEDULES)}",
     "regrow": f"what ranks the weights to regrow: {', '.join(REGROW)}",
     "rewire_every": "steps between rewirings; 0: once an epoch",
-    "crop_padding": "augmentation: shift images by up to so many pixels",
-    "flip": "augmentation: mirror every other image",
+    "crop_padding": f"augmentation: shift images by up to so many pixels; none unless given for {_PLAIN}",
+    "flip": f"augmentation: mirror every other image; not unless given for {_PLAIN}",
     "seed": "of the weights, the masks and everything random in training",
 }
 _READERS: dict[str, Callable[[Any], Any]] = {"int": whole, "float": number, "str": str, "bool": bool}
@@ -186,7 +196,9 @@ class Settings:
                 for group in (DATA, MODEL)
             ]
             check_overlap(parts[1]["overlap"], parts[1]["density"])
-            config = TrainConfig.from_dict({key: value for key, value in given.items() if key in TRAINING})
+            named = DATASETS.get(parts[0]["data"])
+            suited = named.training if named else {}
+            config = TrainConfig.from_dict({**suited, **{key: each for key, each in given.items() if key in TRAINING}})
         except (ValueError, TypeError) as error:
             raise UsageError(f"{source}{error}") from error
         return cls(*parts, config)

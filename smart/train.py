@@ -272,7 +272,7 @@ def _check_fit(model: SmartNet, data: ImageData) -> None:
     if len(data.train[0]) < 4:
         raise ValueError(f"{data.name} has {len(data.train[0])} training images: give at least 4, two for each path")
     with eval_mode(model), torch.no_grad():
-        logits = model(data.train[0][:1].to(model.mean.device))
+        logits = model(data.floats("train", 1).to(model.mean.device))
     if logits.dim() != 2 or logits.shape[1] < data.num_classes:
         raise ValueError(
             f"the model's output has shape (N, {', '.join(map(str, logits.shape[1:]))}), {data.name} has "

@@ -77,7 +77,7 @@ def _swapped(args: argparse.Namespace) -> tuple[SparseModel, Tensor]:
     given = flags.given(args, settings.DATA)
     if not given:
         raise UsageError(f"{args.checkpoint} does not say which images it is for: give --example-shape or --data")
-    return sparse, Settings.resolve(given).load_data().test[0][: args.batch].to(args.device)
+    return sparse, Settings.resolve(given).load_data().floats("test", args.batch).to(args.device)
 
 
 def _is_swapped(file: str) -> bool:

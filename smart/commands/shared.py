@@ -48,7 +48,7 @@ def example_images(args: Namespace, model: SmartNet, count: int) -> Tensor:
     if args.example_shape:
         images = random_images(args.example_shape)
     else:
-        images = data_for(args, model, "--data or --example-shape").test[0][:count]
+        images = data_for(args, model, "--data or --example-shape").floats("test", count)
     return accepted(model, images.to(args.device))
 
 

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
         images, labels, name = example_images(args, model, args.limit), None, "random images"
     else:
         data = data_for(args, model, "--data or --example-shape")
-        (images, labels), name = (tensor[: args.limit] for tensor in data.test), data.name
+        images, labels, name = data.floats("test", args.limit), data.test[1][: args.limit], data.name
         accepted(model, images[:1].to(args.device))
     attacked = args.attack and labels is not None
     found = verify_robustness(

@@ -51,7 +51,7 @@ def test_folder_of_colour_images(tmp_path):
     data = load_data(tmp_path)
     assert data.class_names == ["cat", "dog"] and data.image_shape == (3, 5, 6)
     assert data.test[1].tolist() == [1] and len(data.val[1]) == 2 and len(data.train[1]) == 8
-    assert data.train[0][0, :, 0, 0].tolist() == pytest.approx([128 / 255, 0, 1])
+    assert data.train[0][0, :, 0, 0].tolist() == [128, 0, 255]
 
 
 def test_folder_of_grey_images_has_one_channel(tmp_path):
@@ -111,7 +111,7 @@ def test_npz_layouts(tmp_path, shape, expected, dtype):
     np.savez(tmp_path / "d.npz", images=images, labels=np.arange(20) % 2, test_images=images[:3], test_labels=[0, 1, 1])
     data = load_data(tmp_path / "d.npz", val_fraction=0.2)
     assert data.image_shape == expected and len(data.test[1]) == 3 and len(data.val[1]) == 4
-    assert 0.9 < float(data.train[0].max()) <= 1
+    assert 0.9 < float(data.floats("train").max()) <= 1 and (data.train[0].dtype == torch.uint8) == (dtype is np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -177,3 +177,27 @@ def test_augmentation_shifts_and_mirrors():
     places = {tuple(place) for place in torch.nonzero(out[:, 0])[:, 1:].tolist()}
     assert places == {(row, column) for row in (1, 2, 3) for column in (0, 1, 2, 3, 4)}
     assert torch.equal(augment(image, None, 0, False), image)
+
+
+def test_bytes_train_as_floats_do(data):
+    """The same statistics and the same batches, from a quarter of the memory."""
+    as_bytes = [((images * 255).round().to(torch.uint8), labels) for images, labels in (data.train, data.val)]
+    as_float = [(images.float() / 255, labels) for images, labels in as_bytes]
+    small, large = (ImageData("d", data.class_names, *splits, splits[1]) for splits in (as_bytes, as_float))
+    assert small.mean == pytest.approx(large.mean, rel=1e-6) and small.std == pytest.approx(large.std, rel=1e-6)
+    for (x, y), (x_float, y_float) in zip(
+        *(batches(*d.train, 8, torch.Generator().manual_seed(0), 2, True) for d in (small, large)), strict=True
+    ):
+        assert x.dtype == torch.float32 and torch.equal(x, x_float) and torch.equal(y, y_float)
+    assert torch.equal(small.floats("val", 3), large.val[0][:3])
+
+
+def test_statistics_of_bytes_need_no_copy_of_them_all():
+    images = torch.randint(0, 256, (3000, 3, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[:, 2] = 7
+    labels = torch.arange(3000) % 2
+    found = ImageData("d", ["a", "b"], (images, labels), (images, labels), (images, labels))
+    expected = (images.double() / 255).transpose(0, 1).flatten(1)
+    assert found.mean == pytest.approx(expected.mean(1).tolist(), rel=1e-12)
+    assert found.std[:2] == pytest.approx(expected[:2].std(1, correction=0).tolist(), rel=1e-12)
+    assert found.std[2] == 1.0 or found.std[2] < 1e-12

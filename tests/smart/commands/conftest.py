@@ -14,10 +14,10 @@ from smart import cli
 
 @pytest.fixture(scope="session")
 def npz(tmp_path_factory) -> Path:
-    """Three classes of 6x6 grey images."""
+    """Three classes of 6x6 grey images, as bytes."""
     file = tmp_path_factory.mktemp("data") / "stripes.npz"
     images, labels = make_data(60).train
-    np.savez(file, images=images[:, 0, :6, :6].numpy(), labels=labels.numpy())
+    np.savez(file, images=(images[:, 0, :6, :6] * 255).byte().numpy(), labels=labels.numpy())
     return file
 
 
