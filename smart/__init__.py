@@ -1,6 +1,7 @@
 """Trains networks with a clean and an adversarial expert path in one sparse weight (SMART, arXiv 2302.03523)."""
 
 from smart.attacks import fgsm, pgd
+from smart.auto_attack import auto_attack
 from smart.black_box import square
 from smart.checkpoint import CheckpointError, load_checkpoint, load_into, save_checkpoint, save_dense
 from smart.data import ImageData, load_data
@@ -26,6 +27,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "__version__",
+    "auto_attack",
     "convert",
     "create_model",
     "demo_config",

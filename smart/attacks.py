@@ -8,9 +8,9 @@ must not train the same model meanwhile.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smart.attack_losses import AttackLoss, attack_loss
 from smart.layers import eval_mode
 
 
@@ -33,8 +33,9 @@ def pgd(
     restarts: int = 1,
     random_start: bool = True,
     generator: torch.Generator | None = None,
+    loss: str = "ce",
 ) -> Tensor:
-    """Projected gradient ascent on the cross-entropy (Madry et al. 2018), within ``eps`` of ``x`` and within [0, 1].
+    """Projected gradient ascent (Madry et al. 2018), within ``eps`` of ``x`` and within [0, 1].
 
     Args:
         model: called as ``model(x, path=path)``; returns logits (N, classes).
@@ -46,39 +47,45 @@ def pgd(
         restarts: runs; for each sample the one that fools the model is kept, among equals the one of highest loss.
         random_start: start from a uniform point of the ball instead of ``x``.
         generator: of the random starts; default: torch's global random state.
+        loss: that is raised, ``"ce"`` (cross-entropy), ``"cw"`` (margin), ``"dlr"`` or ``"kl"``, see
+            :mod:`smart.attack_losses`.
 
     Returns:
         Attacked images like ``x``, without a gradient history.
 
     Raises:
-        ValueError: eps outside [0, 1]; step, steps or restarts not positive; x outside [0, 1]; labels of another shape.
+        ValueError: eps outside [0, 1]; step, steps or restarts not positive; x outside [0, 1]; labels of another shape;
+            an unknown loss, or one that needs a random start.
     """
     check_settings(eps, step, steps, restarts)
     check_images(x, y)
+    measure = attack_loss(loss)
+    if loss == "kl" and not random_start:
+        raise ValueError("the loss 'kl' has no gradient at the image itself: start from a random point")
     # Tensors made in inference mode can never enter autograd, so leave it and work on copies.
     with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
         x, y = x.detach().clone(), y.clone()
         low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
+        before = _logits(model, x, path) if loss == "kl" else x.new_empty(0)
 
         def run() -> Tensor:
             adv = _random_point(x, eps, generator).clamp(low, high) if random_start else x
             for _ in range(steps):
                 adv = adv.detach().requires_grad_()
-                loss = F.cross_entropy(model(adv, path=path), y, reduction="sum")
-                (gradient,) = torch.autograd.grad(loss, adv)
+                (gradient,) = torch.autograd.grad(measure(model(adv, path=path), y, before).sum(), adv)
                 adv = (adv.detach() + step * gradient.sign()).clamp(low, high)
             return adv
 
         best = run()
         if restarts == 1:
             return best
-        best_fooled, best_loss = _outcome(model, best, y, path)
+        best_fooled, best_loss = _outcome(model, best, y, path, measure, before)
         for _ in range(restarts - 1):
             adv = run()
-            fooled, loss = _outcome(model, adv, y, path)
-            better = (fooled & ~best_fooled) | ((fooled == best_fooled) & (loss > best_loss))
+            fooled, reached = _outcome(model, adv, y, path, measure, before)
+            better = (fooled & ~best_fooled) | ((fooled == best_fooled) & (reached > best_loss))
             best = torch.where(better[:, None, None, None], adv, best)
-            best_fooled, best_loss = best_fooled | fooled, torch.where(better, loss, best_loss)
+            best_fooled, best_loss = best_fooled | fooled, torch.where(better, reached, best_loss)
         return best
 
 
@@ -90,10 +97,16 @@ def _random_point(x: Tensor, eps: float, generator: torch.Generator | None) -> T
 
 
 @torch.no_grad()
-def _outcome(model: nn.Module, x: Tensor, y: Tensor, path: str | float | Tensor) -> tuple[Tensor, Tensor]:
+def _logits(model: nn.Module, x: Tensor, path: str | float | Tensor) -> Tensor:
+    return model(x, path=path)
+
+
+def _outcome(
+    model: nn.Module, x: Tensor, y: Tensor, path: str | float | Tensor, measure: AttackLoss, before: Tensor
+) -> tuple[Tensor, Tensor]:
     """Per sample: does it fool the model, and its loss; both (N,)."""
-    logits = model(x, path=path)
-    return logits.argmax(1) != y, F.cross_entropy(logits, y, reduction="none")
+    logits = _logits(model, x, path)
+    return logits.argmax(1) != y, measure(logits, y, before)
 
 
 def check_settings(eps: float, step: float, steps: int, restarts: int) -> None:

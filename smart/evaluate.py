@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from smart.attacks import check_settings, fgsm, pgd
-from smart.black_box import square
+from smart.attacks import check_settings
 from smart.data import ImageData, as_floats
 from smart.layers import eval_mode
+from smart.named_attacks import attack_steps, check_attack, run_attack
 from smart.seeds import derive_seed
 from smart_kernels.files import replacing
 from smart_kernels.paths import PATHS, resolve
@@ -26,12 +25,15 @@ class Evaluation(dict[str, dict[str, float]]):
 
     Attributes:
         settings: what the numbers hold for: n_examples, eps, step, restarts, seed.
+        worst: by configuration, the share of images that withstand every attack, images transferred from another
+            configuration included: each image counts with the attack that is worst for it.
         transfer: with ``transfer=True`` the whole matrix, ``table.transfer["pgd20"][attacked][evaluated]``.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
         self.settings = settings
+        self.worst: dict[str, float] = {}
         self.transfer: dict[str, dict[str, dict[str, float]]] = {}
 
     def rows(self) -> list[dict[str, Any]]:
@@ -86,8 +88,10 @@ def evaluate(
     Args:
         model: a two-path network on any device.
         data: its test split is used; or images (N, C, H, W), floats in [0, 1] or bytes, and labels (N,).
-        attacks: ``"clean"`` (none), ``"fgsm"``, ``"pgd"`` and a number of steps, as in ``"pgd20"``, or ``"square"`` and
-            a number of queries, as in ``"square100"`` (black box, see :func:`smart.square`).
+        attacks: ``"clean"`` (none); ``"fgsm"``; ``"pgd"`` and a number of steps, as in ``"pgd20"``, and if another loss
+            than cross-entropy is to be raised, that, as in ``"pgd20-cw"`` (see :mod:`smart.attack_losses`);
+            ``"square"`` and a number of queries, as in ``"square100"`` (black box, see :func:`smart.square`);
+            ``"autoattack"``, or ``"apgd-ce"``, ``"apgd-t"``, ``"fab-t"`` of it (needs pyautoattack).
         eps, step: L-infinity radius and PGD step in units of the [0, 1] range; default step: eps / 4.
         restarts: of PGD. What is random in an attack depends on ``seed``, the attack and the batch, not on the
             configuration.
@@ -95,6 +99,7 @@ def evaluate(
 
     Raises:
         ValueError: an unknown attack, path, or setting; no images.
+        ImportError: AutoAttack is asked for and not installed.
     """
     images, labels = data.test if isinstance(data, ImageData) else data
     if not len(images):
@@ -104,77 +109,43 @@ def evaluate(
     if step is None:
         step = eps / 4 or 1e-9
     check_settings(eps, step, 1, restarts)
-    steps = {attack: attack_steps(attack) for attack in attacks}
+    attacks = list(dict.fromkeys(attacks))
+    for attack in attacks:
+        check_attack(attack)
     configurations: dict[str, str | float] = {str(p): resolve(p) for p in (*paths, *lambdas)}
-    if not configurations or not steps:
+    if not configurations or not attacks:
         raise ValueError("there is nothing to evaluate: give at least one path or lambda, and one attack")
 
     settings = {"n_examples": len(images), "eps": eps, "step": step, "restarts": restarts, "seed": seed}
-    correct = {attack: {a: dict.fromkeys(configurations, 0) for a in configurations} for attack in steps}
+    correct = {attack: {a: dict.fromkeys(configurations, 0) for a in configurations} for attack in attacks}
+    withstood = {name: torch.ones(len(images), dtype=torch.bool) for name in configurations}
     device = next(model.parameters()).device
     starts = range(0, len(images), batch_size)
     bar = tqdm(
-        total=len(steps) * len(configurations) * len(starts), desc="evaluate", unit="batch", disable=not progress
+        total=len(attacks) * len(configurations) * len(starts), desc="evaluate", unit="batch", disable=not progress
     )
     with bar, eval_mode(model):
-        for attack in steps:
+        for attack in attacks:
             for attacked, path in configurations.items():
                 for start in starts:
                     x = as_floats(images[start : start + batch_size].to(device))
                     y = labels[start : start + batch_size].to(device)
-                    generator = torch.Generator().manual_seed(derive_seed(seed, attack, start))
-                    adv = _attack(model, x, y, path, attack, eps, step, restarts, generator)
+                    batch_seed = derive_seed(seed, attack, start)
+                    adv = run_attack(attack, model, x, y, path, eps, step, restarts, batch_seed)
                     for evaluated in configurations if transfer else (attacked,):
                         with torch.no_grad():
-                            predicted = model(adv, path=configurations[evaluated]).argmax(1)
-                        correct[attack][attacked][evaluated] += int((predicted == y).sum())
+                            right = model(adv, path=configurations[evaluated]).argmax(1) == y
+                        correct[attack][attacked][evaluated] += int(right.sum())
+                        withstood[evaluated][start : start + batch_size] &= right.cpu()
                     bar.update()
 
     table = Evaluation(settings)
     for name in configurations:
-        table[name] = {attack: correct[attack][name][name] / len(images) for attack in steps}
+        table[name] = {attack: correct[attack][name][name] / len(images) for attack in attacks}
+        table.worst[name] = float(withstood[name].double().mean())
     if transfer:
         table.transfer = {
             attack: {a: {e: count / len(images) for e, count in row.items()} for a, row in by_attacked.items()}
             for attack, by_attacked in correct.items()
         }
     return table
-
-
-def attack_steps(attack: str) -> int:
-    """The steps of an attack by name: 0 for ``"clean"``, 1 for ``"fgsm"``, N for ``"pgdN"`` and ``"squareN"``.
-
-    A step of PGD takes a gradient, one of Square is a query.
-
-    Raises:
-        ValueError: any other name.
-    """
-    if attack in ("clean", "fgsm"):
-        return ("clean", "fgsm").index(attack)
-    match = re.fullmatch(r"(?:pgd|square)([1-9]\d{0,4})", attack)
-    if match is None:
-        raise ValueError(
-            f"unknown attack {attack!r}: accepted are 'clean', 'fgsm', 'pgdN' with N steps, such as 'pgd20', and "
-            "'squareN' with N queries, such as 'square100'"
-        )
-    return int(match[1])
-
-
-def _attack(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    path: str | float,
-    attack: str,
-    eps: float,
-    step: float,
-    restarts: int,
-    generator: torch.Generator,
-) -> Tensor:
-    if attack == "clean":
-        return x
-    if attack == "fgsm":
-        return fgsm(model, x, y, path, eps)
-    if attack.startswith("square"):
-        return square(model, x, y, path, eps, attack_steps(attack), generator)
-    return pgd(model, x, y, path, eps, step, attack_steps(attack), restarts, generator=generator)

@@ -20,6 +20,7 @@ OPTIONAL = {
     "scipy": "SVHN",
     "pillow": "folders of images and Tiny-ImageNet",
     "matplotlib": "pictures",
+    "pyautoattack": "AutoAttack",
     "onnxruntime": "smart bench",
     "openvino": "smart bench",
     "ncnn": "smart bench",

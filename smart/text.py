@@ -20,12 +20,15 @@ def align(rows: Sequence[Sequence[str]], indent: int = 0, left: int = 1) -> str:
     return "\n".join(lines)
 
 
-def accuracy_table(table: Mapping[str, Mapping[str, float]], indent: int = 0) -> str:
-    """Accuracies in percent, a line for each path or lambda and a column for each attack."""
+def accuracy_table(
+    table: Mapping[str, Mapping[str, float]], indent: int = 0, worst: Mapping[str, float] | None = None
+) -> str:
+    """Accuracies in percent, a line for each path or lambda and a column for each attack; and one for ``worst``."""
     attacks = list(next(iter(table.values())))
-    rows = [["path", *(attack_name(attack) for attack in attacks)]]
+    rows = [["path", *(attack_name(attack) for attack in attacks), *(["all of them"] if worst else [])]]
     for name, row in table.items():
-        rows.append([path_name(name), *(f"{100 * row[attack]:.1f} %" for attack in attacks)])
+        shares = [row[attack] for attack in attacks] + ([worst[name]] if worst else [])
+        rows.append([path_name(name), *(f"{100 * share:.1f} %" for share in shares)])
     return align(rows, indent)
 
 
@@ -35,9 +38,14 @@ def path_name(name: str) -> str:
 
 
 def attack_name(attack: str) -> str:
-    """The customary name: no attack, FGSM, PGD-20, Square-100."""
+    """The customary name: no attack, FGSM, PGD-20, PGD-20 CW, Square-100, AutoAttack."""
     if attack == "clean":
         return "no attack"
+    if attack == "autoattack":
+        return "AutoAttack"
+    attack, _, loss = attack.partition("-") if attack.startswith("pgd") else (attack, "", "")
+    if loss:
+        return f"{attack_name(attack)} {loss.upper()}"
     if attack.startswith("square"):
         return f"Square-{attack.removeprefix('square')}"
     return f"PGD-{attack[3:]}" if attack.startswith("pgd") else attack.upper()

@@ -21,7 +21,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=flags.checked(flags.attack),
         default=["clean", "fgsm", "pgd20"],
-        help="clean, fgsm, pgdN with N steps, squareN with N queries, a black box (default: clean fgsm pgd20)",
+        help="clean; fgsm; pgdN with N steps, pgdN-cw, -dlr or -kl with another loss; squareN with N queries, a black "
+        "box; autoattack, or apgd-ce, apgd-t, fab-t of it (default: clean fgsm pgd20)",
     )
     flags.paths(parser)
     parser.add_argument(
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
         f"{data.name}, {used['n_examples']} test images; L-infinity eps {text.show(eps)}, "
         f"PGD step {text.show(used['step'])}, restarts {used['restarts']}, seed {used['seed']}"
     )
-    print(text.accuracy_table(table))
+    print(text.accuracy_table(table, worst=table.worst if len(args.attacks) > 2 else None))
     for attack, matrix in table.transfer.items():
         print(f"\n{text.attack_name(attack)}: made against (line), shown to (column)")
         lines = [[text.path_name(name), *(f"{100 * a:.1f} %" for a in row.values())] for name, row in matrix.items()]
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     if args.csv:
         table.write_csv(args.csv)
     if args.json:
-        content = {"checkpoint": args.checkpoint, "data": data.name, **used, "accuracy": table}
+        content = {"checkpoint": args.checkpoint, "data": data.name, **used, "accuracy": table, "worst": table.worst}
         content |= {"transfer": table.transfer} if table.transfer else {}
         write_text(args.json, json.dumps(content, indent=2) + "\n")
     say_written(args.csv, args.json)

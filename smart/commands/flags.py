@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from smart import settings
-from smart.evaluate import attack_steps
+from smart.named_attacks import check_attack
 from smart.settings import ALL, DATA, Setting
 from smart.text import show
 from smart_kernels.backends import BACKENDS
@@ -101,7 +101,7 @@ def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
     def read_flag(text: str) -> Any:
         try:
             return read(text)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, ImportError) as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return read_flag
@@ -124,7 +124,7 @@ def _read_device(text: str) -> torch.device:
 
 def attack(text: str) -> str:
     """The name of an attack, once it is known to be one."""
-    attack_steps(text)
+    check_attack(text)
     return text
 
 

@@ -107,7 +107,7 @@ def test_restarts_rank_fooling_above_loss(model, x, y, monkeypatch):
     runs = []
     outcomes = iter([(True, 1.0), (False, 5.0), (True, 2.0), (True, 1.5)])
 
-    def outcome(model, adv, y, path):
+    def outcome(model, adv, y, path, measure, before):
         runs.append(adv)
         fooled, loss = next(outcomes)
         return torch.full((len(y),), fooled), torch.full((len(y),), loss)

@@ -9,7 +9,8 @@ from small import assert_same_state, make_data, make_model, make_trained, state_
 from smart.attacks import pgd
 from smart.black_box import square
 from smart.config import TrainConfig
-from smart.evaluate import attack_steps, evaluate
+from smart.evaluate import evaluate
+from smart.named_attacks import attack_steps, run_attack
 from smart.seeds import derive_seed
 from smart.text import attack_name
 from smart.train import train
@@ -76,7 +77,8 @@ def test_csv_carries_the_settings(model, data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"attacks": ["autoattack"]}, "pgdN"),
+        ({"attacks": ["pgd5-mse"]}, "pgdN"),
+        ({"attacks": ["square9-cw"]}, "pgdN"),
         ({"attacks": ["pgd0"]}, "pgdN"),
         ({"attacks": ["square"]}, "squareN"),
         ({"attacks": []}, "nothing to evaluate"),
@@ -93,9 +95,28 @@ def test_bad_settings_are_refused(model, data, options, words):
 
 
 def test_attack_names():
-    names = ("clean", "fgsm", "pgd7", "pgd100", "square50")
-    assert [attack_steps(name) for name in names] == [0, 1, 7, 100, 50]
-    assert [attack_name(name) for name in names] == ["no attack", "FGSM", "PGD-7", "PGD-100", "Square-50"]
+    names = ("clean", "fgsm", "pgd7", "pgd100-dlr", "square50", "autoattack", "apgd-t")
+    assert [attack_steps(name) for name in names] == [0, 1, 7, 100, 50, 100, 100]
+    shown = ["no attack", "FGSM", "PGD-7", "PGD-100 DLR", "Square-50", "AutoAttack", "APGD-T"]
+    assert [attack_name(name) for name in names] == shown
+
+
+def test_worst_counts_each_image_with_the_attack_that_fools_it(trained, data):
+    x, y = data.test
+    attacks = ["clean", "fgsm", "pgd5", "pgd5-cw"]
+    table = evaluate(trained, (x, y), attacks, eps=0.2, batch_size=5, seed=1)
+    for path in ("clean", "adv"):
+        assert table.worst[path] <= min(table[path].values())
+        withstood = torch.ones(len(x), dtype=torch.bool)
+        for attack in attacks:
+            for start in range(0, len(x), 5):
+                part, labels = x[start : start + 5], y[start : start + 5]
+                seed = derive_seed(1, attack, start)
+                adv = run_attack(attack, trained, part, labels, path, 0.2, 0.05, 1, seed)
+                withstood[start : start + 5] &= trained(adv, path=path).argmax(1) == labels
+        assert table.worst[path] == float(withstood.double().mean())
+    across = evaluate(trained, (x, y), attacks, eps=0.2, batch_size=5, seed=1, transfer=True)
+    assert all(across.worst[path] <= table.worst[path] for path in table)
 
 
 def test_black_box():
