@@ -4,6 +4,7 @@ from smart.attacks import fgsm, pgd
 from smart.auto_attack import auto_attack
 from smart.black_box import square
 from smart.checkpoint import CheckpointError, load_checkpoint, load_into, save_checkpoint, save_dense
+from smart.curves import robustness_curves
 from smart.data import ImageData, load_data
 from smart.evaluate import Evaluation, evaluate
 from smart.layers import DualBatchNorm2d, SmartConv2d, SmartNet
@@ -12,6 +13,7 @@ from smart.models import convert, create_model, list_models
 from smart.objectives import smart_loss
 from smart.recipes import demo_config
 from smart.rewire import Rewirer
+from smart.sanity import sanity_checks
 from smart.train import TrainConfig, TrainResult, train
 from smart.verify import verify_robustness
 from smart.version import __version__
@@ -40,6 +42,8 @@ __all__ = [
     "macs",
     "nonzeros",
     "pgd",
+    "robustness_curves",
+    "sanity_checks",
     "save_checkpoint",
     "save_dense",
     "smart_loss",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -25,6 +26,7 @@ class Evaluation(dict[str, dict[str, float]]):
 
     Attributes:
         settings: what the numbers hold for: n_examples, eps, step, restarts, seed.
+        losses: the mean cross-entropy in the same places, ``table.losses["adv"]["pgd20"]``.
         worst: by configuration, the share of images that withstand every attack, images transferred from another
             configuration included: each image counts with the attack that is worst for it.
         transfer: with ``transfer=True`` the whole matrix, ``table.transfer["pgd20"][attacked][evaluated]``.
@@ -33,6 +35,7 @@ class Evaluation(dict[str, dict[str, float]]):
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
         self.settings = settings
+        self.losses: dict[str, dict[str, float]] = {}
         self.worst: dict[str, float] = {}
         self.transfer: dict[str, dict[str, dict[str, float]]] = {}
 
@@ -118,6 +121,7 @@ def evaluate(
 
     settings = {"n_examples": len(images), "eps": eps, "step": step, "restarts": restarts, "seed": seed}
     correct = {attack: {a: dict.fromkeys(configurations, 0) for a in configurations} for attack in attacks}
+    losses = {name: dict.fromkeys(attacks, 0.0) for name in configurations}
     withstood = {name: torch.ones(len(images), dtype=torch.bool) for name in configurations}
     device = next(model.parameters()).device
     starts = range(0, len(images), batch_size)
@@ -134,7 +138,10 @@ def evaluate(
                     adv = run_attack(attack, model, x, y, path, eps, step, restarts, batch_seed)
                     for evaluated in configurations if transfer else (attacked,):
                         with torch.no_grad():
-                            right = model(adv, path=configurations[evaluated]).argmax(1) == y
+                            logits = model(adv, path=configurations[evaluated])
+                        right = logits.argmax(1) == y
+                        if evaluated == attacked:
+                            losses[attacked][attack] += float(F.cross_entropy(logits.double(), y, reduction="sum"))
                         correct[attack][attacked][evaluated] += int(right.sum())
                         withstood[evaluated][start : start + batch_size] &= right.cpu()
                     bar.update()
@@ -142,6 +149,7 @@ def evaluate(
     table = Evaluation(settings)
     for name in configurations:
         table[name] = {attack: correct[attack][name][name] / len(images) for attack in attacks}
+        table.losses[name] = {attack: losses[name][attack] / len(images) for attack in attacks}
         table.worst[name] = float(withstood[name].double().mean())
     if transfer:
         table.transfer = {

@@ -58,7 +58,7 @@ def missing() -> str | None:
 
 
 @contextmanager
-def _picture(file: str | Path, size: tuple[float, float], title: str, comment: str | None = None) -> Iterator[Figure]:
+def picture(file: str | Path, size: tuple[float, float], title: str, comment: str | None = None) -> Iterator[Figure]:
     """A figure of ``size`` inches that is written to ``file`` when the block ends; ``comment`` goes into the file."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -88,7 +88,7 @@ def plot_accuracy(
         dial: lambda -> attack -> accuracy, strictly between the paths.
         eps: L-infinity radius of the attacks.
     """
-    with _picture(file, (9.6, 4.2), title) as figure:
+    with picture(file, (9.6, 4.2), title) as figure:
         bars, curves = figure.subplots(1, 2, sharey=True)
         _accuracy_bars(bars, paths, eps)
         _dial_curves(curves, {0.0: paths["clean"], **dial, 1.0: paths["adv"]})
@@ -142,7 +142,7 @@ def plot_masks(file: str | Path, masks: Mapping[str, Tensor], name: str, corner:
     kinds = clean.int() + 2 * adv.int()
     k, c, r, s = kinds.shape
     title = f"Where the paths' weights lie in {name}: {k} x {c} kernels of {r} x {s}"
-    with _picture(file, (9.6, 5.4), title) as figure:
+    with picture(file, (9.6, 5.4), title) as figure:
         panels = figure.subplot_mosaic([["whole", "corner"], ["share", "share"]], height_ratios=(9, 1))
         for panel, count, gap in (("whole", whole, 0), ("corner", corner, 1)):
             part = kinds[:count, :count]
@@ -190,7 +190,7 @@ def plot_latency(
         latency: batch -> runner -> median milliseconds; the others are compared with the first runner.
         memory: what -> bytes; the others are compared with the first.
     """
-    with _picture(file, (9.6, 2.5 * (len(latency) + 1)), title) as figure:
+    with picture(file, (9.6, 2.5 * (len(latency) + 1)), title) as figure:
         *upper, last = figure.subplots(len(latency) + 1, 1)
         for axes, (batch, case) in zip(upper, latency.items(), strict=True):
             _compared_bars(axes, case, f"Latency of a batch of {batch} (ms)", ("faster", "slower"))
@@ -235,7 +235,7 @@ def plot_benchmark(file: str | Path, results: Mapping[str, Any], comment: str | 
     threads = f"{' or '.join(map(str, counts))} thread{'s' if counts[-1] > 1 else ''}"
     machine = results["machine"]["gpu"] or results["machine"]["cpu"]
     title = f"Images per second, sparse beside dense: {machine}, {threads}"
-    with _picture(file, (9.6, 1.1 + 2.1 * len(panels)), title, comment) as figure:
+    with picture(file, (9.6, 1.1 + 2.1 * len(panels)), title, comment) as figure:
         grid = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
         for axes, (network, found) in zip(grid, panels.items(), strict=True):
             _throughput_bars(axes, found, len(counts) > 1)

@@ -13,6 +13,8 @@ from types import ModuleType
 COMMANDS = {
     "train": "train a two-path network",
     "eval": "accuracy of a checkpoint's paths, clean and attacked",
+    "curve": "accuracy of a checkpoint's paths against the radius of the attack",
+    "sanity": "check whether a checkpoint's robustness can be believed, or gradients are masked",
     "swap": "turn a checkpoint into a network that skips its zeros",
     "export": "write a swapped network as a program that runs without its code",
     "verify": "compare a swapped network with its checkpoint, clean and attacked",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from smart import settings, text
+from smart import text
 from smart.checkpoint import load_checkpoint
 from smart.commands import flags
 from smart.commands.shared import attack_eps, check_file, data_for, say_written
@@ -21,24 +21,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=flags.checked(flags.attack),
         default=["clean", "fgsm", "pgd20"],
-        help="clean; fgsm; pgdN with N steps, pgdN-cw, -dlr or -kl with another loss; squareN with N queries, a black "
-        "box; autoattack, or apgd-ce, apgd-t, fab-t of it (default: clean fgsm pgd20)",
+        help=f"{flags.ATTACKS} (default: clean fgsm pgd20)",
     )
     flags.paths(parser)
-    parser.add_argument(
-        "--lambdas",
-        nargs="+",
-        type=flags.checked(flags.dial),
-        default=[],
-        help="positions of the dial, 0 clean to 1 adv",
-    )
+    flags.lambdas(parser)
     flags.radius(parser)
-    parser.add_argument("--restarts", type=flags.checked(settings.positive), default=1, help="of PGD (default: 1)")
+    flags.number(parser, "--restarts", 1, "of PGD")
     parser.add_argument(
         "--transfer", action="store_true", help="also show each configuration the images made against the others"
     )
-    parser.add_argument("--limit", type=flags.checked(settings.positive), help="use only the first so many test images")
-    parser.add_argument("--seed", type=flags.checked(settings.whole), default=0, help="of the attacks (default: 0)")
+    flags.number(parser, "--limit", None, "use only the first so many test images")
+    flags.seed(parser)
     parser.add_argument("--csv", metavar="FILE", help="write one row a number")
     parser.add_argument("--json", metavar="FILE", help="write the table and the settings")
     flags.progress(parser)

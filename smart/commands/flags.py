@@ -16,6 +16,10 @@ from smart_kernels.backends import BACKENDS
 from smart_kernels.paths import PATHS, resolve
 
 CHECKPOINT = "a file that smart train wrote, such as runs/train/best.safetensors"
+ATTACKS = (
+    "clean; fgsm; pgdN with N steps, pgdN-cw, -dlr or -kl with another loss; squareN with N queries, a black box; "
+    "autoattack, or apgd-ce, apgd-t, fab-t of it"
+)
 _METAVARS = {settings.whole: "N", settings.positive: "N", settings.number: "X", settings.share: "X"}
 
 
@@ -47,13 +51,33 @@ def paths(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--paths", nargs="+", choices=PATHS, default=list(PATHS), help="(default: clean adv)")
 
 
+def lambdas(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lambdas", nargs="+", type=checked(dial), default=[], help="positions of the dial, 0 clean to 1 adv"
+    )
+
+
 def radius(parser: argparse._ActionsContainer) -> None:
+    eps(parser)
+    parser.add_argument("--step", type=checked(settings.number), help="PGD step (default: eps / 4)")
+
+
+def eps(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--eps",
         type=checked(settings.number),
         help="L-infinity radius on images in [0, 1] (default: that of the training)",
     )
-    parser.add_argument("--step", type=checked(settings.number), help="PGD step (default: eps / 4)")
+
+
+def number(parser: argparse._ActionsContainer, name: str, default: int | None, text: str) -> None:
+    """A flag for an integer of at least 1."""
+    shown = "" if default is None else f" (default: {default})"
+    parser.add_argument(name, type=checked(settings.positive), default=default, help=text + shown)
+
+
+def seed(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--seed", type=checked(settings.whole), default=0, help="of the attacks (default: 0)")
 
 
 def backend(parser: argparse.ArgumentParser) -> None:

@@ -30,9 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sparse", help="a file that smart swap wrote")
     flags.data(parser)
     flags.example_shape(parser)
-    parser.add_argument(
-        "--limit", type=flags.checked(settings.positive), default=256, help="test images to compare on (default: 256)"
-    )
+    flags.number(parser, "--limit", 256, "test images to compare on")
     parser.add_argument(
         "--tolerance",
         type=flags.checked(settings.number),
@@ -40,12 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     attacks = parser.add_argument_group("attacks", "on labelled images; both networks must hold up alike")
     flags.radius(attacks)
-    attacks.add_argument(
-        "--steps",
-        type=flags.checked(settings.positive),
-        default=20,
-        help="of PGD, through the checkpoint's gradients (default: 20)",
-    )
+    flags.number(attacks, "--steps", 20, "of PGD, through the checkpoint's gradients")
     attacks.add_argument(
         "--queries",
         type=flags.checked(settings.whole),
@@ -53,7 +46,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="of the Square Attack on the swapped network itself; 0 leaves it out (default: 100)",
     )
     attacks.add_argument("--no-attacks", dest="attack", action="store_false", help="logits and predictions only")
-    attacks.add_argument("--seed", type=flags.checked(settings.whole), default=0, help="of the attacks (default: 0)")
+    flags.seed(attacks)
     parser.add_argument("--json", metavar="FILE", help="write the table and the settings")
     flags.progress(parser)
     flags.device(parser, "cpu")

@@ -1,0 +1,72 @@
+"""`smart curve`: accuracy of a checkpoint's paths against the radius of the attack."""
+
+from __future__ import annotations
+
+import argparse
+
+from smart import plots, settings, text
+from smart.checkpoint import load_checkpoint
+from smart.commands import flags
+from smart.commands.shared import DEFAULT_EPS, check_file, data_for, say_written
+from smart.curves import FACTORS, robustness_curves
+from smart.plots_robustness import plot_curves
+from smart.settings import UsageError
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help=flags.CHECKPOINT)
+    flags.data(parser)
+    parser.add_argument(
+        "--eps",
+        nargs="+",
+        type=flags.checked(settings.number),
+        help=f"L-infinity radii (default: that of the training times {', '.join(map(str, FACTORS))})",
+    )
+    parser.add_argument(
+        "--attack", type=flags.checked(flags.attack), default="pgd20", help=f"{flags.ATTACKS} (default: pgd20)"
+    )
+    flags.paths(parser)
+    flags.lambdas(parser)
+    flags.number(parser, "--restarts", 1, "of PGD")
+    flags.number(parser, "--limit", None, "use only the first so many test images")
+    flags.seed(parser)
+    parser.add_argument("--csv", metavar="FILE", help="write one row a point")
+    parser.add_argument("--plot", metavar="FILE", help="draw the curves, a .png; needs matplotlib")
+    flags.progress(parser)
+    flags.device(parser, "auto")
+
+
+def run(args: argparse.Namespace) -> None:
+    for file in (args.csv, args.plot):
+        check_file(file)
+    if args.plot and (why := plots.missing()):
+        raise UsageError(f"--plot draws nothing: {why}")
+    model, metadata = load_checkpoint(args.checkpoint, args.device)
+    data = data_for(args, model)
+    images, labels = (tensor[: args.limit] for tensor in data.test)
+    trained = metadata.get("config", {}).get("eps", DEFAULT_EPS)
+    curves = robustness_curves(
+        model,
+        (images, labels),
+        args.eps or [min(1.0, factor * trained) for factor in FACTORS],
+        args.attack,
+        args.paths,
+        args.lambdas,
+        args.restarts,
+        seed=args.seed,
+        progress=args.progress,
+    )
+    used = curves.settings
+    print(
+        f"{data.name}, {used['n_examples']} test images; {text.attack_name(args.attack)}, restarts {used['restarts']}, "
+        f"seed {used['seed']}; accuracy by L-infinity eps"
+    )
+    lines = [["path", *(text.show(eps) for eps in next(iter(curves.values())))]]
+    for name, points in curves.items():
+        lines.append([text.path_name(name), *(f"{100 * point['accuracy']:.1f} %" for point in points.values())])
+    print(text.align(lines))
+    if args.csv:
+        curves.write_csv(args.csv)
+    if args.plot:
+        plot_curves(args.plot, curves, f"{data.name}: accuracy under {text.attack_name(args.attack)}", trained)
+    say_written(args.csv, args.plot)
