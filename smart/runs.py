@@ -27,8 +27,15 @@ class RunFolder:
         self.best = self.path / "best.safetensors"
         self.last = self.path / "last.safetensors"
 
-    def start(self, config: TrainConfig, model: Mapping[str, Any] | None, data: str, overwrite: bool) -> None:
-        """Begins a new run here.
+    def start(
+        self,
+        config: TrainConfig,
+        model: Mapping[str, Any] | None,
+        data: str,
+        overwrite: bool,
+        image_shape: Sequence[int] | None = None,
+    ) -> None:
+        """Begins a new run here; ``image_shape`` (C, H, W) is kept for those who read the run.
 
         Raises:
             FileExistsError: the folder holds a run and ``overwrite`` is False.
@@ -39,7 +46,13 @@ class RunFolder:
         for file in (self.last, self.best, self.log):
             if file.exists():
                 file.unlink()
-        resolved = {"config": config.to_dict(), "model": model, "data": data, "versions": versions()}
+        resolved = {
+            "config": config.to_dict(),
+            "model": model,
+            "data": data,
+            "image_shape": image_shape,
+            "versions": versions(),
+        }
         write_text(self.config, json.dumps(resolved, indent=2) + "\n")
 
     def check_same(self, config: TrainConfig, model: Mapping[str, Any] | None, data: str) -> None:

@@ -94,7 +94,7 @@ def train(
     if folder is not None and resume:
         folder.check_same(config, model.spec, data.name)
     elif folder is not None:
-        folder.start(config, model.spec, data.name, overwrite)
+        folder.start(config, model.spec, data.name, overwrite, data.image_shape)
     run = _Run(model, data, config, folder)
     try:
         if resume:

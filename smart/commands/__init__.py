@@ -15,6 +15,7 @@ COMMANDS = {
     "eval": "accuracy of a checkpoint's paths, clean and attacked",
     "curve": "accuracy of a checkpoint's paths against the radius of the attack",
     "sanity": "check whether a checkpoint's robustness can be believed, or gradients are masked",
+    "compare": "runs beside each other: accuracy, robustness, non-zero weights, multiplications",
     "swap": "turn a checkpoint into a network that skips its zeros",
     "export": "write a swapped network as a program that runs without its code",
     "verify": "compare a swapped network with its checkpoint, clean and attacked",

@@ -16,7 +16,7 @@ import smart_kernels
 from smart import bench, bench_tables, plots, results, settings
 from smart.checkpoint import load_checkpoint
 from smart.commands import flags
-from smart.commands.shared import accepted, check_file, data_for, say_written
+from smart.commands.shared import accepted, check_file, check_plot, data_for, say_written
 from smart.layers import SmartNet
 from smart.models import list_models
 from smart.peers import ALL as ALL_PEERS
@@ -76,8 +76,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     for file in (args.json, args.markdown, args.plot):
         check_file(file)
-    if args.plot and (why := plots.missing()):
-        raise UsageError(f"--plot draws nothing: {why}")
+    check_plot(args.plot)
     if (args.network is None) == (args.suite is None):
         raise UsageError("name a network to measure, or a suite with --suite, not both")
     if args.suite is not None:

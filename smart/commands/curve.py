@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from smart import plots, settings, text
+from smart import settings, text
 from smart.checkpoint import load_checkpoint
 from smart.commands import flags
-from smart.commands.shared import DEFAULT_EPS, check_file, data_for, say_written
+from smart.commands.shared import DEFAULT_EPS, check_file, check_plot, data_for, say_written
 from smart.curves import FACTORS, robustness_curves
 from smart.plots_robustness import plot_curves
-from smart.settings import UsageError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     for file in (args.csv, args.plot):
         check_file(file)
-    if args.plot and (why := plots.missing()):
-        raise UsageError(f"--plot draws nothing: {why}")
+    check_plot(args.plot)
     model, metadata = load_checkpoint(args.checkpoint, args.device)
     data = data_for(args, model)
     images, labels = (tensor[: args.limit] for tensor in data.test)

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from smart import text
+from smart.cards import card_path, make_card, write_card
 from smart.checkpoint import load_checkpoint
 from smart.commands import flags
 from smart.commands.shared import attack_eps, check_file, data_for, say_written
@@ -34,12 +35,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.seed(parser)
     parser.add_argument("--csv", metavar="FILE", help="write one row a number")
     parser.add_argument("--json", metavar="FILE", help="write the table and the settings")
+    parser.add_argument(
+        "--card",
+        action="store_true",
+        help="write what was measured beside the checkpoint, as JSON",
+    )
     flags.progress(parser)
     flags.device(parser, "auto")
 
 
 def run(args: argparse.Namespace) -> None:
-    for file in (args.csv, args.json):
+    for file in (args.csv, args.json, card_path(args.checkpoint) if args.card else None):
         check_file(file)
     model, metadata = load_checkpoint(args.checkpoint, args.device)
     data = data_for(args, model)
@@ -74,4 +80,9 @@ def run(args: argparse.Namespace) -> None:
         content = {"checkpoint": args.checkpoint, "data": data.name, **used, "accuracy": table, "worst": table.worst}
         content |= {"transfer": table.transfer} if table.transfer else {}
         write_text(args.json, json.dumps(content, indent=2) + "\n")
-    say_written(args.csv, args.json)
+    card = None
+    if args.card:
+        measured = (data.name, images, labels)
+        made = make_card(args.checkpoint, model, metadata, measured, table, args.command_line)
+        card = write_card(made, args.checkpoint)
+    say_written(args.csv, args.json, card)

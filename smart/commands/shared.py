@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smart import settings
+from smart import plots, settings
 from smart.commands import flags
 from smart.data import ImageData
 from smart.layers import SmartNet
@@ -78,12 +78,23 @@ def check_folder(folder: Path) -> None:
         raise OSError(f"cannot write into {folder} ({error.strerror}): give a folder that you may write to") from error
 
 
-def check_file(file: str | None) -> None:
+def check_file(file: str | Path | None) -> None:
+    """Raises OSError unless a file of that name can be written."""
     if file is None:
         return
     if Path(file).is_dir():
         raise IsADirectoryError(f"{file} is a folder: give the name of a file to write")
     check_folder(Path(file).parent)
+
+
+def check_plot(file: str | None) -> None:
+    """Raises UsageError unless a picture can be drawn into a file of that name."""
+    if file is None:
+        return
+    if why := plots.missing():
+        raise UsageError(f"--plot draws nothing: {why}")
+    if Path(file).suffix.lower() != ".png":
+        raise UsageError(f"--plot is {file!r}: pictures are .png files, give such a name")
 
 
 def say_errors(errors: dict[str, float], x: Tensor) -> None:

@@ -8,7 +8,7 @@ from small import make_data, make_trained
 from smart.curves import robustness_curves
 from smart.evaluate import evaluate
 from smart.plots import ADV, CLEAN
-from smart.plots_robustness import plot_curves
+from smart.plots_robustness import plot_comparison, plot_curves
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,22 @@ def test_picture(curves, tmp_path):
     plot_curves(tmp_path / "c.png", curves, "a title", 0.1)
     pixels = image.imread(tmp_path / "c.png")[:, :, :3]
     for colour in (CLEAN, ADV):
-        wanted = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        assert (abs(pixels - wanted).max(axis=2) < 0.02).mean() > 1e-4
+        assert (abs(pixels - rgb(colour)).max(axis=2) < 0.02).mean() > 1e-4
+
+
+def test_picture_of_a_comparison(tmp_path):
+    image = pytest.importorskip("matplotlib.image")
+    row = {"run": "a", "clean": 0.9, "robust": 0.5, "attack": "PGD-20", "nonzeros_union": 10_000, "macs_adv": 2e6}
+    other = {**row, "run": "b", "robust": 0.4, "attack": "AutoAttack", "macs_adv": None}
+    plot_comparison(tmp_path / "c.png", [row, other])
+    pixels = image.imread(tmp_path / "c.png")[:, :, :3]
+    shares = [(abs(pixels - rgb(colour)).max(axis=2) < 0.02).mean() for colour in (CLEAN, ADV)]
+    # A dot in each of three panels, of the other run in two of them; and one each in the legend.
+    assert shares[0] > 1.2 * shares[1] > 0
+
+
+def rgb(colour):
+    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
 
 
 def test_refusals(trained, data):
