@@ -56,7 +56,9 @@ class CoverageCase:
             return smart.create_model(self.network, pattern=self.pattern, density=self.density).eval()
         net = SMALL[self.network]() if ours else networks.make(self.network, *((8, 1) if small else ()))
         if self.how == TWO_PATHS:
-            return smart.convert(net, self.density, self.pattern, filter_fn=_not_the_stem).eval()
+            # Small layers have no whole large blocks.
+            pattern = "block:4x4" if small and self.pattern.startswith("block") else self.pattern
+            return smart.convert(net, self.density, pattern, filter_fn=_not_the_stem).eval()
         return _pruned(net.eval(), self.how, 1 - self.density)
 
 

@@ -4,12 +4,13 @@ from smart.attacks import fgsm, pgd
 from smart.auto_attack import auto_attack
 from smart.black_box import square
 from smart.checkpoint import CheckpointError, load_checkpoint, load_into, save_checkpoint, save_dense
+from smart.conversion import convert
+from smart.costs import macs, nonzeros
 from smart.curves import robustness_curves
 from smart.data import ImageData, load_data
 from smart.evaluate import Evaluation, evaluate
 from smart.layers import DualBatchNorm2d, SmartConv2d, SmartNet
-from smart.masks import macs, nonzeros
-from smart.models import convert, create_model, list_models
+from smart.models import create_model, list_models
 from smart.objectives import smart_loss
 from smart.recipes import demo_config
 from smart.rewire import Rewirer

@@ -121,7 +121,8 @@ def check_settings(eps: float, step: float, steps: int, restarts: int) -> None:
 def check_eps(eps: float) -> None:
     """Raises ValueError where ``eps`` is no radius within the [0, 1] range."""
     if not 0 <= eps <= 1:
-        raise ValueError(f"eps is {eps}: give a part of the [0, 1] range, such as 8/255 for 8 of 255 grey levels")
+        meant = f"did you mean {eps:g}/255?" if 1 < eps <= 255 else "such as 8/255 for 8 of 255 grey levels"
+        raise ValueError(f"eps is {eps}: give a part of the [0, 1] range, {meant}")
 
 
 def check_count(name: str, value: int) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from smart.checkpoint import versions
+from smart.costs import macs, nonzeros
 from smart.evaluate import Evaluation
 from smart.layers import SmartNet
-from smart.masks import macs, nonzeros
 from smart.named_attacks import attack_steps
 from smart.text import show
 from smart_kernels.files import write_text

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import platform
+import warnings
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from smart.conversion import PatternWarning
 from smart.layers import DualBatchNorm2d, SmartConv2d, SmartNet
 from smart.models import create_model
 from smart.version import __version__
@@ -77,7 +79,9 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> tup
         if tensor is None or spec.get(key) != tensor.numel():
             raise CheckpointError(f"{path} says {key} {spec.get(key)!r} but its tensors differ: the file is damaged")
     try:
-        model = create_model(**spec)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PatternWarning)  # it was given when the network was first made
+            model = create_model(**spec)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{path} describes a network that cannot be built: {error}") from error
     _restore(model, groups["model"], path)

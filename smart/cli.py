@@ -6,12 +6,14 @@ import argparse
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import smart_kernels
 from smart import commands
 from smart.commands.shared import Stopped
+from smart.conversion import PatternWarning
 from smart.settings import UsageError
 from smart.version import __version__
 
@@ -51,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     args.command_line = shlex.join(["smart", *(sys.argv[1:] if argv is None else argv)])
     try:
-        args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader, such as `head`, has enough; nothing is left to be written when Python exits.
@@ -71,6 +75,14 @@ def _fail(args: argparse.Namespace, error: Exception, code: int) -> int:
         traceback.print_exc()
     print(f"smart: error: {_sentence(error)}", file=sys.stderr)
     return code
+
+
+def _warn(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Ours in one line, as errors are; others as ever."""
+    if issubclass(category, PatternWarning):
+        print(f"smart: warning: {message}", file=sys.stderr)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, *place[:2]))
 
 
 def _sentence(error: Exception) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from smart import text
 from smart.cards import read_card
 from smart.checkpoint import load_checkpoint
-from smart.masks import macs, nonzeros
+from smart.costs import macs, nonzeros
 from smart.runs import RunFolder
 from smart_kernels.files import replacing
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from smart.rewire import REGROW, SCHEDULES
+from smart.rewire import METHODS, REDISTRIBUTE, SCHEDULES, check_method
+from smart_kernels.patterns import Unstructured
 
 LR_SCHEDULES = ("cosine", "constant")
+REWIRE_UNITS = ("epochs", "steps")
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class TrainConfig:
         lr_schedule: ``"cosine"`` to zero over the run, step by step; or ``"constant"``.
         eps, attack_step, attack_steps: of the PGD attack in training; radius and step in units of the [0, 1] range.
         val_attack_steps: PGD steps of the check on the validation split after each epoch.
-        prune_rate, prune_schedule, regrow: see :class:`smart.Rewirer`.
-        rewire_every: steps between two rewirings; 0: once an epoch, at its start.
+        rewire, redistribute, prune_rate, prune_schedule, rewire_until: how masks learn; ``method``, ``redistribute``,
+            ``prune_rate``, ``schedule`` and ``until`` of :class:`smart.Rewirer`.
+        rewire_every, rewire_unit: the time between two rewirings, in ``"epochs"`` (at their starts) or ``"steps"``.
         crop_padding, flip: augmentation, see :func:`smart.data.batches`.
         seed: of everything random in training; the model has its own.
 
@@ -47,8 +50,11 @@ class TrainConfig:
     val_attack_steps: int = 10
     prune_rate: float = 0.5
     prune_schedule: str = "linear"
-    regrow: str = "momentum"
-    rewire_every: int = 0
+    rewire: str = "sparse_momentum"
+    redistribute: str = "auto"
+    rewire_every: int = 1
+    rewire_unit: str = "epochs"
+    rewire_until: float = 1.0
     crop_padding: int = 4
     flip: bool = True
     seed: int = 0
@@ -61,9 +67,12 @@ class TrainConfig:
                 raise TypeError(f"{field.name} is {value!r}: give a value of type {field.type}")
             if field.name in _RANGES and not _RANGES[field.name][0] <= value <= _RANGES[field.name][1]:
                 low, high = _RANGES[field.name]
-                raise ValueError(f"{field.name} is {value}: it must lie between {low:g} and {high:g}")
+                raise ValueError(
+                    f"{field.name} is {value}: it must lie between {low:g} and {high:g}{_hint(field.name, value)}"
+                )
             if field.name in _CHOICES and value not in _CHOICES[field.name]:
                 raise ValueError(f"{field.name} is {value!r}: accepted are {', '.join(_CHOICES[field.name])}")
+        check_method(self.rewire, self.redistribute, Unstructured())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON or YAML."""
@@ -100,15 +109,24 @@ _RANGES: dict[str, tuple[float, float]] = {
     "attack_steps": (1, 10_000),
     "val_attack_steps": (1, 10_000),
     "prune_rate": (0, 0.99),
-    "rewire_every": (0, 1_000_000_000),
+    "rewire_every": (1, 1_000_000_000),
+    "rewire_until": (1e-12, 1),
     "crop_padding": (0, 1_000),
     "seed": (0, 2**63 - 1),
 }
-_CHOICES: dict[str, tuple[str, ...]] = {
+_CHOICES: dict[str, Collection[str]] = {
     "lr_schedule": LR_SCHEDULES,
     "prune_schedule": SCHEDULES,
-    "regrow": REGROW,
+    "rewire": METHODS,
+    "redistribute": REDISTRIBUTE,
+    "rewire_unit": REWIRE_UNITS,
 }
+
+
+def _hint(name: str, value: float) -> str:
+    """What was probably meant by a radius in grey levels."""
+    grey = name in ("eps", "attack_step") and 1 < value <= 255
+    return f", a part of the [0, 1] range of pixels; did you mean {value:g}/255?" if grey else ""
 
 
 def _number(key: str, value: Any) -> Any:

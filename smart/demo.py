@@ -17,10 +17,10 @@ from tqdm import tqdm
 import smart_kernels
 from smart import bench, plots, text
 from smart.checkpoint import CheckpointError, save_checkpoint, versions
+from smart.costs import macs, nonzeros
 from smart.data import ImageData
 from smart.evaluate import Evaluation, evaluate
 from smart.layers import SmartConv2d, SmartNet, smart_convs
-from smart.masks import macs, nonzeros
 from smart.recipes import demo_config
 from smart.results import write_results
 from smart.settings import Settings

@@ -7,9 +7,14 @@ import platform
 
 import torch
 
+from smart.allocation import ALLOCATIONS
+from smart.config import LR_SCHEDULES, REWIRE_UNITS
+from smart.layer_policy import LAYER_WORDS
+from smart.masks import OVERLAPS
 from smart.models import list_models
 from smart.peers import PEERS, missing
 from smart.results import machine
+from smart.rewire import METHODS, REDISTRIBUTE, SCHEDULES
 from smart.text import align
 from smart.version import __version__
 from smart_kernels import native
@@ -24,6 +29,18 @@ OPTIONAL = {
     "onnxruntime": "smart bench",
     "openvino": "smart bench",
     "ncnn": "smart bench",
+}
+WORDS = {
+    "pattern": "unstructured, N:M such as 2:4, block:KxC such as block:64x16, channel",
+    "allocation": ", ".join(ALLOCATIONS),
+    "overlap": f"{', '.join(OVERLAPS)}, or a fraction",
+    "masked_layers": f"{', '.join(word for word in LAYER_WORDS if word != 'none')}, names, regular expressions",
+    "dedicated_layers": f"{', '.join(LAYER_WORDS)}, names, regular expressions",
+    "rewire": ", ".join(METHODS),
+    "redistribute": ", ".join(REDISTRIBUTE),
+    "rewire_unit": ", ".join(REWIRE_UNITS),
+    "prune_schedule": ", ".join(SCHEDULES),
+    "lr_schedule": ", ".join(LR_SCHEDULES),
 }
 
 
@@ -45,6 +62,7 @@ def describe() -> str:
     sections = [align(facts, left=2)]
     for title, rows in (("Backends that load", backends), ("Optional packages", packages)):
         sections.append(f"{title}\n{align(rows, indent=2, left=2)}")
+    sections.append(f"Words that training takes (docs/masks.md)\n{align(list(WORDS.items()), indent=2, left=2)}")
     return "\n\n".join(sections)
 
 

@@ -42,6 +42,8 @@ class SmartConv2d(nn.Conv2d):
     theta * ((1 - l) * m_clean + l * m_adv). Arguments are those of :class:`torch.nn.Conv2d`; the masks start full.
 
     Attributes:
+        stage: of the network, from 0, that the layer is in.
+        shares_mask: whether the masks are one and the same on both paths, and are to stay so.
         gradient_sinks: filled by :class:`smart.Rewirer`: per path a tensor like the weight, to which each backward pass
             adds the gradient with respect to that path's effective weight. Empty: no such gradient is kept.
     """
@@ -53,6 +55,8 @@ class SmartConv2d(nn.Conv2d):
         super().__init__(*args, **kwargs)
         for path in PATHS:
             self.register_buffer(f"mask_{path}", torch.ones_like(self.weight, dtype=torch.bool))
+        self.stage = 0
+        self.shares_mask = False
         self.gradient_sinks: dict[str, Tensor] = {}
 
     @classmethod
@@ -117,7 +121,7 @@ class SmartConv2d(nn.Conv2d):
         return _MaskedWeight.apply(self.weight, mask, sinks)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.effective_weight(paths.current()), self.bias)
+        return self._conv_forward(x, self.effective_weight(paths.current(self.stage)), self.bias)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy belongs to no Rewirer, so it has no gradients to collect.
@@ -133,10 +137,11 @@ class DualBatchNorm2d(nn.Module):
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
         self.norms = nn.ModuleDict({path: copy.deepcopy(norm) for path in PATHS})
+        self.stage = 0
         self.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        path = paths.current()
+        path = paths.current(self.stage)
         if isinstance(path, str):
             return self.norms[path](x)
         return (1 - path) * self.norms["clean"](x) + path * self.norms["adv"](x)
@@ -151,6 +156,8 @@ class SmartNet(nn.Module):
             that inputs are checked against.
         spec: the arguments of :func:`smart.create_model` that build such a network, or None for a converted one.
         pattern: that its masks obey.
+        overlap: of its masks, as :func:`smart.convert` takes it.
+        stages: into which its layers are divided; 0 if it has none.
     """
 
     mean: Tensor
@@ -163,6 +170,8 @@ class SmartNet(nn.Module):
         std: Sequence[float],
         spec: Mapping[str, Any] | None = None,
         pattern: str = "unstructured",
+        overlap: str | float = "independent",
+        stages: int = 0,
     ) -> None:
         super().__init__()
         if len(mean) != len(std) or not len(mean) or not all(value > 0 for value in std):
@@ -176,17 +185,20 @@ class SmartNet(nn.Module):
             self.register_buffer(name, buffer)
         self.spec = dict(spec) if spec is not None else None
         self.pattern = pattern
+        self.overlap = overlap
+        self.stages = stages
 
     @property
     def in_channels(self) -> int:
         return self.mean.shape[1]
 
-    def forward(self, x: Tensor, path: str | float | Tensor = "clean") -> Tensor:
-        """Runs a batch on one path, or each of its samples on its own.
+    def forward(self, x: Tensor, path: str | float | Tensor | Sequence[str | float] = "clean") -> Tensor:
+        """Runs a batch on one path, or each of its samples or each stage of the network on its own.
 
         Args:
             x: (N, C, H, W), float in [0, 1].
-            path: ``"clean"`` or ``"adv"``; a lambda in [0, 1]; or an integer tensor (N,) of 0 (clean) and 1 (adv).
+            path: ``"clean"`` or ``"adv"``; a lambda in [0, 1]; an integer tensor (N,) of 0 (clean) and 1 (adv); or a
+                sequence of names or lambdas, one for each stage.
 
         Returns:
             What ``net`` returns for the normalised batch: logits (N, classes) for a classifier.
@@ -200,9 +212,9 @@ class SmartNet(nn.Module):
             self._check_input(x)
         if isinstance(path, Tensor):
             return paths.run_per_sample(self._run, x, path)
-        return self._run(x, paths.resolve(path))
+        return self._run(x, paths.resolve(path, stages=self.stages))
 
-    def _run(self, x: Tensor, path: str | float) -> Tensor:
+    def _run(self, x: Tensor, path: paths.Path) -> Tensor:
         with paths.running(path):
             return self.net((x - self.mean) / self.std)
 

@@ -1,28 +1,33 @@
-"""Masks at the start of training, and what they leave: counts of non-zeros and multiplications."""
+"""Masks at the start of training: what may be asked for, and how they are drawn."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from smart.layers import SmartConv2d, eval_mode
+from smart.allocation import allocate
+from smart.grouping import group_count, group_mask, spread
+from smart.layers import SmartConv2d
 from smart_kernels.paths import PATHS
-from smart_kernels.patterns import NM, Block, Channel, Pattern, Unstructured
+from smart_kernels.patterns import NM, Channel, Pattern, Unstructured
 
 UNSTRUCTURED = Unstructured()
+DEFAULT_DENSITY = 0.2
 OVERLAPS = ("independent", "disjoint", "shared", "nested")
 
 
-def check_density(density: float | Mapping[str, float]) -> dict[str, float]:
-    """The density of each path, from one number for both or a mapping with both.
+def check_density(density: float | Mapping[str, float] | None, pattern: Pattern = UNSTRUCTURED) -> dict[str, float]:
+    """The density of each path, from one number for both or a mapping with both; None: 0.2, or what the pattern says.
 
     Raises:
-        ValueError: a density outside (0, 1], or a mapping with other keys.
+        ValueError: a density outside (0, 1], a mapping with other keys, or another density than n/m for N:M.
     """
+    exact = pattern.n / pattern.m if isinstance(pattern, NM) else None
+    if density is None:
+        density = DEFAULT_DENSITY if exact is None else exact
     per_path = dict(density) if isinstance(density, Mapping) else dict.fromkeys(PATHS, density)
     if set(per_path) != set(PATHS):
         raise ValueError(
@@ -33,11 +38,21 @@ def check_density(density: float | Mapping[str, float]) -> dict[str, float]:
             raise ValueError(
                 f"density is {value!r}: it must be a number in (0, 1], such as 0.2 to keep a fifth of the weights"
             )
-    return {path: float(per_path[path]) for path in PATHS}
+        if exact is not None and abs(value - exact) > 1e-6:
+            raise ValueError(
+                f"density is {value}: pattern {pattern} keeps {pattern.n} of every {pattern.m} weights, which is "
+                f"{exact:g}, give that or leave density out"
+            )
+    return {path: float(per_path[path]) if exact is None else exact for path in PATHS}
 
 
-def check_overlap(overlap: str | float, density: Mapping[str, float]) -> None:
-    """Raises ValueError where ``overlap`` is unknown or cannot be had at these densities."""
+def check_overlap(overlap: str | float, density: Mapping[str, float], pattern: Pattern = UNSTRUCTURED) -> str | float:
+    """Returns ``overlap``, with ``"independent"`` for ``"free"``.
+
+    Raises:
+        ValueError: it is unknown or cannot be had at these densities, or with this pattern.
+    """
+    overlap = "independent" if overlap == "free" else overlap
     low, high = sorted(density.values())
     least = max(0.0, low + high - 1) / low
     if isinstance(overlap, str):
@@ -51,13 +66,20 @@ def check_overlap(overlap: str | float, density: Mapping[str, float]) -> None:
             raise ValueError(
                 f"overlap 'disjoint' at densities {low} and {high}: their sum must be at most 1, lower one"
             )
-        return
-    if isinstance(overlap, bool) or not isinstance(overlap, (int, float)) or not 0 <= overlap <= 1:
+    elif isinstance(overlap, bool) or not isinstance(overlap, (int, float)) or not 0 <= overlap <= 1:
         raise ValueError(f"overlap is {overlap!r}: accepted are {', '.join(OVERLAPS)}, or a fraction in [0, 1]")
-    if overlap < least - 1e-9:
+    elif overlap < least - 1e-9:
         raise ValueError(
             f"overlap is {overlap}: at densities {low} and {high} it is at least {least:.3f}, lower a density"
         )
+    if isinstance(pattern, Channel) and overlap not in ("independent", "shared", "nested"):
+        raise ValueError(f"overlap is {overlap!r}: masks of pattern 'channel' are independent, shared or nested")
+    return overlap
+
+
+def one_mask(overlap: str | float, density: Mapping[str, float]) -> bool:
+    """Whether masks of this overlap and these densities are the same on both paths."""
+    return density["clean"] == density["adv"] and (overlap in ("shared", "nested") or overlap == 1.0)
 
 
 def random_masks(
@@ -69,12 +91,12 @@ def random_masks(
 ) -> dict[str, Tensor]:
     """One random mask per path that obeys a pattern.
 
-    Unstructured and N:M masks have exactly max(1, round(density * numel)) ones each. Blocks are counted alike, as if
-    all were of one size. Channels keep about sqrt(density) of each side, at least one.
+    Unstructured masks have exactly max(1, round(density * numel)) ones each, blocks are counted alike; N:M masks have
+    n of every m. Channels keep about sqrt(density) of each side, at least one.
 
     Args:
         shape: of the weight, (K, C/groups, R, S).
-        density: per path, in (0, 1].
+        density: per path, in (0, 1]; n/m for N:M.
         overlap: as for :func:`smart.convert`; a fraction is met up to rounding to whole weights, or blocks. Channels
             may be "independent", "shared" or "nested".
         generator: on the CPU.
@@ -83,93 +105,78 @@ def random_masks(
         Bool tensors of ``shape`` on the CPU.
 
     Raises:
-        ValueError: a density that an N:M pattern cannot hold, or an overlap that channels cannot have.
+        ValueError: a weight that cannot be divided into the pattern's groups, or a density or an overlap that the
+            pattern cannot have.
     """
     shape = tuple(shape)
+    if why := pattern.misfit(shape):
+        raise ValueError(f"a weight {shape} cannot have pattern {pattern}: {why}")
+    density = check_density(density, pattern)
+    overlap = check_overlap(overlap, density, pattern)
     if isinstance(pattern, Channel):
         return _channel_masks(shape, density, overlap, generator)
-    if isinstance(pattern, Block):
-        grid = (-(-shape[0] // pattern.out_channels), -(-shape[1] // pattern.in_channels), *shape[2:])
-        blocks = _pick(_everywhere(grid), _counts(density, grid), overlap, generator)
-        return {path: _grow(mask.reshape(grid), pattern, shape) for path, mask in blocks.items()}
-    counts, candidates = _counts(density, shape), _everywhere(shape)
     if isinstance(pattern, NM):
-        candidates = partial(_nm_candidates, shape, pattern)
-        capacity = len(candidates(torch.Generator().manual_seed(0)))
-        if max(counts.values()) > capacity:
-            raise ValueError(
-                f"density is {max(density.values())}: pattern {pattern} can keep at most "
-                f"{capacity / math.prod(shape):.4g} of a weight {shape}, lower the density"
-            )
-        least = sum(counts.values()) - capacity
-        if overlap == "disjoint" or not isinstance(overlap, str):
-            wanted = 0 if overlap == "disjoint" else round(overlap * min(counts.values()))
-            if least > wanted:
-                raise ValueError(
-                    f"overlap is {overlap!r}: masks of pattern {pattern} share the {capacity} places they may take, so "
-                    f"at these densities at least {least} weights are in both; lower a density"
-                )
-    return {path: mask.reshape(shape) for path, mask in _pick(candidates, counts, overlap, generator, shape).items()}
-
-
-def _counts(density: Mapping[str, float], shape: Sequence[int]) -> dict[str, int]:
-    return {path: max(1, round(density[path] * math.prod(shape))) for path in PATHS}
-
-
-Candidates = Callable[[torch.Generator], Tensor]  # draws the positions that may live, in random order
-
-
-def _everywhere(shape: Sequence[int]) -> Candidates:
-    return lambda generator: torch.randperm(math.prod(shape), generator=generator)
-
-
-def _nm_candidates(shape: Sequence[int], pattern: NM, generator: torch.Generator) -> Tensor:
-    """At most n positions of every m consecutive input channels, drawn for each group, in random order."""
-    k, c, r, s = shape
-    groups = -(-c // pattern.m)
-    draw = torch.rand(k, groups, pattern.m, r, s, generator=generator)
-    inside = torch.arange(groups * pattern.m).reshape(1, groups, pattern.m, 1, 1) < c
-    chosen = draw.masked_fill(~inside, -1.0).argsort(dim=2, descending=True).argsort(dim=2) < pattern.n
-    positions = torch.nonzero((chosen & inside).flatten(1, 2)[:, :c].flatten()).flatten()
-    return positions[torch.randperm(len(positions), generator=generator)]
+        return _nm_masks(shape, pattern, overlap, generator)
+    groups = group_count(shape, pattern)
+    grid = group_mask(torch.empty(shape, dtype=torch.bool, device="meta"), pattern).shape
+    counts = {path: max(1, round(density[path] * groups)) for path in PATHS}
+    return {
+        path: spread(mask.reshape(grid), pattern) for path, mask in _pick(groups, counts, overlap, generator).items()
+    }
 
 
 def _pick(
-    candidates: Candidates,
-    counts: Mapping[str, int],
-    overlap: str | float,
-    generator: torch.Generator,
-    shape: Sequence[int] | None = None,
+    groups: int, counts: Mapping[str, int], overlap: str | float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Flat masks of both paths, of so many positions each; ``shape`` if not all positions are candidates."""
-    order = candidates(generator)
+    """Flat masks (groups,) of both paths, of so many ones each."""
+    order = torch.randperm(groups, generator=generator)
     clean, adv = (counts[path] for path in PATHS)
     chosen = {"clean": order[:clean]}
     if overlap == "independent":
-        chosen["adv"] = candidates(generator)[:adv]
+        chosen["adv"] = torch.randperm(groups, generator=generator)[:adv]
     else:
         # Two windows of one permutation: how far they lap over each other is the size of the intersection.
-        fraction = {"disjoint": 0.0, "shared": 1.0, "nested": 1.0}.get(overlap, overlap)
-        common = max(round(fraction * min(clean, adv)), clean + adv - len(order))
+        common = max(round(_fraction(overlap) * min(clean, adv)), clean + adv - groups)
         chosen["adv"] = order[clean - common : clean - common + adv]
-    numel = len(order) if shape is None else math.prod(shape)
-    masks = {path: torch.zeros(numel, dtype=torch.bool) for path in PATHS}
+    masks = {path: torch.zeros(groups, dtype=torch.bool) for path in PATHS}
     for path, positions in chosen.items():
         masks[path][positions] = True
     return masks
 
 
-def _grow(blocks: Tensor, pattern: Block, shape: tuple[int, ...]) -> Tensor:
-    """A mask of blocks as a mask of weights; the last blocks may be cut short."""
-    weights = blocks.repeat_interleave(pattern.out_channels, 0).repeat_interleave(pattern.in_channels, 1)
-    return weights[: shape[0], : shape[1]].contiguous()
+def _fraction(overlap: str | float) -> float:
+    return {"disjoint": 0.0, "shared": 1.0, "nested": 1.0}[overlap] if isinstance(overlap, str) else overlap
+
+
+def _nm_masks(
+    shape: tuple[int, ...], pattern: NM, overlap: str | float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """n of every m consecutive input channels, drawn for each group."""
+    k, c, r, s = shape
+    grid = (k, c // pattern.m, pattern.m, r, s)
+
+    def places() -> Tensor:
+        """A random order of the weights of each group."""
+        return torch.rand(grid, generator=generator).argsort(dim=2).argsort(dim=2)
+
+    place = places()
+    masks = {"clean": place < pattern.n}
+    if overlap == "independent":
+        masks["adv"] = places() < pattern.n
+    else:
+        # As in _pick, windows of one order in each group; what is left of the common weights, one in some groups.
+        groups = place[:, :, 0].numel()
+        total = round(_fraction(overlap) * pattern.n * groups)
+        common = torch.full((groups,), total // groups)
+        common[torch.randperm(groups, generator=generator)[: total % groups]] += 1
+        first = (pattern.n - common).reshape(k, -1, 1, r, s)
+        masks["adv"] = (place >= first) & (place < first + pattern.n)
+    return {path: mask.flatten(1, 2) for path, mask in masks.items()}
 
 
 def _channel_masks(
     shape: tuple[int, ...], density: Mapping[str, float], overlap: str | float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    if overlap not in ("independent", "shared", "nested"):
-        raise ValueError(f"overlap is {overlap!r}: masks of pattern 'channel' are independent, shared or nested")
     orders: list[Tensor] = []
     masks = {}
     for path in PATHS:
@@ -186,70 +193,31 @@ def _channel_masks(
 
 @torch.no_grad()
 def apply_random_masks(
-    layers: Iterable[SmartConv2d],
+    layers: Mapping[str, SmartConv2d],
     density: Mapping[str, float],
     overlap: str | float,
     seed: int,
     pattern: Pattern = UNSTRUCTURED,
+    allocation: str = "uniform",
 ) -> None:
-    """Gives every layer masks of its own by :func:`random_masks`, and zeroes its weight outside their union."""
-    generator = torch.Generator().manual_seed(seed)
-    for layer in layers:
-        for path, mask in random_masks(layer.weight.shape, density, overlap, generator, pattern).items():
-            layer.set_mask(path, mask)
-        layer.weight.mul_(layer.union())
-
-
-def nonzeros(model: nn.Module) -> dict[str, int]:
-    """Counts of convolution weights: ``dense`` (all), ``union``, ``clean`` and ``adv`` (alive in the masks).
-
-    A convolution without masks counts as full in each.
-    """
-    counts = dict.fromkeys(("dense", "union", *PATHS), 0)
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d):
-            for key, alive in _alive(layer).items():
-                counts[key] += alive
-    return counts
-
-
-def macs(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
-    """Multiply-accumulates of one image through convolutions and linear layers.
+    """Gives every layer masks of its own by :func:`random_masks`, and zeroes its weight outside their union.
 
     Args:
-        input_shape: (C, H, W).
-
-    Returns:
-        ``dense``, ``clean`` and ``adv``; and ``union``, the cost of a lambda strictly between 0 and 1.
+        layers: by name; those whose masks are to be one have ``shares_mask``.
+        allocation: how the density is divided among them, see :func:`smart.allocation.allocate`.
 
     Raises:
-        ValueError: ``input_shape`` is not three sizes.
+        ValueError: an overlap that a layer cannot have at its densities; the message names it.
     """
-    if len(input_shape) != 3:
-        raise ValueError(f"input_shape is {tuple(input_shape)}: give the sizes (C, H, W) of one image")
-    counts = dict.fromkeys(("dense", "union", *PATHS), 0)
-
-    def count(layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        # A weight of a convolution is used once per output pixel, one of a linear layer once per row.
-        uses = output[0, 0].numel() if isinstance(layer, nn.Conv2d) else output[0].numel() // output.shape[-1]
-        for key, alive in _alive(layer).items():
-            counts[key] += alive * uses
-
-    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    parameter = next(model.parameters())
-    try:
-        with eval_mode(model), torch.no_grad():
-            model(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return counts
-
-
-def _alive(layer: nn.Conv2d | nn.Linear) -> dict[str, int]:
-    full = layer.weight.numel()
-    if not isinstance(layer, SmartConv2d):
-        return dict.fromkeys(("dense", "union", *PATHS), full)
-    masks = {"union": layer.union(), **layer.masks}
-    return {"dense": full, **{key: int(mask.count_nonzero()) for key, mask in masks.items()}}
+    generator = torch.Generator().manual_seed(seed)
+    densities = allocate(allocation, [layer.weight for layer in layers.values()], density, pattern)
+    for (name, layer), own in zip(layers.items(), densities, strict=True):
+        try:
+            masks = random_masks(
+                layer.weight.shape, own, "shared" if layer.shares_mask else overlap, generator, pattern
+            )
+        except ValueError as error:
+            raise ValueError(f"layer {name}: {error}") from error
+        for path, mask in masks.items():
+            layer.set_mask(path, mask)
+        layer.weight.mul_(layer.union())

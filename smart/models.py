@@ -1,22 +1,21 @@
-"""Networks for small images as plain PyTorch, and their conversion into two-path networks.
+"""Networks for small images as plain PyTorch, and by name with two paths.
 
-The definitions hold ordinary ``nn.Conv2d`` and ``nn.BatchNorm2d`` layers and know nothing of paths; :func:`convert`
+The definitions hold ordinary ``nn.Conv2d`` and ``nn.BatchNorm2d`` layers and know of no paths; :func:`smart.convert`
 puts masks and dual batch norms into them, as it does into anyone's network. ``torch.fx`` can trace every forward.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smart.layers import DualBatchNorm2d, SmartConv2d, SmartNet, smart_convs
-from smart.masks import apply_random_masks, check_density, check_overlap
-from smart_kernels import patterns
+from smart.conversion import convert
+from smart.layers import SmartNet
+from smart.mask_plan import MaskPlan
 
 
 class BasicBlock(nn.Module):
@@ -169,34 +168,38 @@ def create_model(
     name: str,
     num_classes: int = 10,
     in_channels: int = 3,
-    density: float | Mapping[str, float] = 0.2,
+    density: float | Mapping[str, float] | None = None,
     pattern: str = "unstructured",
     overlap: str | float = "independent",
     seed: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     dropout: float = 0.0,
+    allocation: str = "uniform",
+    masked_layers: str | Sequence[str] = "all",
+    dedicated_layers: str | Sequence[str] = "all",
+    strict: bool = False,
 ) -> SmartNet:
     """A two-path network by name, with random masks; weights and masks follow from ``seed`` alone.
 
-    Every convolution is masked except the stem: it sees 1 to 3 image channels, so a filter of it at density 0.2 would
-    keep 2 to 5 weights and lose whole colours, while its weights are below 0.1 % of a ResNet's.
+    Every convolution can be masked except the stem: it sees 1 to 3 image channels, so a filter of it at density 0.2
+    would keep 2 to 5 weights and lose whole colours, while its weights are below 0.1 % of a ResNet's.
 
     Args:
         name: one of :func:`list_models`.
-        density, pattern, overlap, mean, std: as for :func:`convert`.
+        density, pattern, overlap, mean, std, allocation, masked_layers, dedicated_layers, strict: as for
+            :func:`smart.convert`. Names of layers are such as ``"stages.2.0.conv1"``.
         dropout: between the convolutions of a wide ResNet's blocks (the published training uses 0.3).
 
     Raises:
         ValueError: any argument outside what is accepted.
     """
+    plan = MaskPlan.read(density, pattern, overlap, allocation, masked_layers, dedicated_layers).settings()
     spec = {
         "name": name,
         "num_classes": num_classes,
         "in_channels": in_channels,
-        "density": check_density(density),
-        "pattern": str(patterns.parse(pattern)),
-        "overlap": overlap,
+        **plan,
         "seed": seed,
         "mean": list(mean) if mean is not None else [0.0] * in_channels,
         "std": list(std) if std is not None else [1.0] * in_channels,
@@ -211,77 +214,13 @@ def create_model(
                 f"{what} has {len(spec[what])} numbers: give one for each of the {in_channels} image channels"
             )
     model = convert(
-        net, spec["density"], pattern, overlap, lambda _, layer: layer != "conv1", seed, spec["mean"], spec["std"]
+        net,
+        filter_fn=lambda _, layer: layer != "conv1",
+        seed=seed,
+        mean=spec["mean"],
+        std=spec["std"],
+        strict=strict,
+        **plan,
     )
     model.spec = spec
     return model
-
-
-def convert(
-    module: nn.Module,
-    density: float | Mapping[str, float],
-    pattern: str = "unstructured",
-    overlap: str | float = "independent",
-    filter_fn: Callable[[nn.Module, str], bool] = lambda module, name: True,
-    seed: int = 0,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> SmartNet:
-    """Puts two masks into the convolutions of a network and two batch norms in the place of each.
-
-    ``module`` itself is not changed. Layers used in several places stay shared. Subclasses of ``nn.Conv2d`` and
-    ``nn.BatchNorm2d`` compute something of their own and are left as they are.
-
-    Args:
-        module: any network whose forward takes one batch (N, C, H, W).
-        density: the part of each masked layer's weights that lives, in (0, 1]; a number, or {"clean": d, "adv": d}.
-        pattern: of the masks: ``"unstructured"``, N:M such as ``"2:4"``, ``"block:64x16"`` or ``"channel"``. Rewiring
-            moves the masks of ``"unstructured"`` only; others stay as drawn.
-        overlap: ``"independent"``, ``"disjoint"``, ``"shared"``, ``"nested"``, or the wanted
-            |clean & adv| / min(|clean|, |adv|) as a number in [0, 1].
-        filter_fn: called with each convolution and its name; False leaves it dense.
-        seed: of the masks.
-        mean, std: normalisation inside the network, one number per image channel; default: none. Without them the
-            channel count is that of the first registered convolution.
-
-    Raises:
-        ValueError: no convolution to mask, or a density, pattern or overlap outside what is accepted.
-        TypeError: ``module`` is not an ``nn.Module``.
-    """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module is a {type(module).__name__}: give an nn.Module")
-    if smart_convs(module) or any(isinstance(layer, DualBatchNorm2d) for layer in module.modules()):
-        raise ValueError(f"{type(module).__name__} has two paths already: convert a network that has one")
-    densities = check_density(density)
-    check_overlap(overlap, densities)
-    parsed = patterns.parse(pattern)
-    convs = {name: m for name, m in module.named_modules() if type(m) is nn.Conv2d}
-    chosen = {name for name, conv in convs.items() if filter_fn(conv, name)}
-    if not chosen:
-        raise ValueError(
-            f"{type(module).__name__} has {len(convs)} nn.Conv2d and filter_fn accepts none of them: "
-            "give a plain network with convolutions, and a filter that returns True for some"
-        )
-    if mean is None or std is None:
-        channels = len(mean or std or ()) or next(iter(convs.values())).in_channels
-        mean = mean if mean is not None else [0.0] * channels
-        std = std if std is not None else [1.0] * channels
-    net = SmartNet(_replace_layers(copy.deepcopy(module), chosen), mean, std, pattern=str(parsed))
-    apply_random_masks(smart_convs(net).values(), densities, overlap, seed, parsed)
-    net.training = module.training
-    return net
-
-
-def _replace_layers(net: nn.Module, chosen: set[str]) -> nn.Module:
-    """Swaps the convolutions named in ``chosen`` and all batch norms of ``net`` for the two-path layers, in place."""
-    replacements: dict[nn.Module, nn.Module] = {}
-    for name, layer in net.named_modules():
-        if name in chosen:
-            replacements[layer] = SmartConv2d.from_conv(layer)
-        elif type(layer) is nn.BatchNorm2d:
-            replacements[layer] = DualBatchNorm2d(layer)
-    for parent in list(net.modules()):
-        for key, child in parent._modules.items():
-            if child in replacements:
-                parent._modules[key] = replacements[child]
-    return replacements.get(net, net)

@@ -13,13 +13,16 @@ from typing import Any
 import torch
 import yaml
 
-from smart.config import LR_SCHEDULES, TrainConfig
+from smart.allocation import ALLOCATIONS
+from smart.config import LR_SCHEDULES, REWIRE_UNITS, TrainConfig
 from smart.data import ImageData, load_data
 from smart.datasets import DATASETS
+from smart.layer_policy import LAYER_WORDS, read_layers
 from smart.layers import SmartNet
-from smart.masks import OVERLAPS, check_density, check_overlap
+from smart.mask_plan import MaskPlan
+from smart.masks import DEFAULT_DENSITY, OVERLAPS, check_density
 from smart.models import create_model, list_models
-from smart.rewire import REGROW, SCHEDULES
+from smart.rewire import METHODS, REDISTRIBUTE, SCHEDULES, check_method
 from smart_kernels import patterns
 from smart_kernels.files import write_text
 
@@ -87,13 +90,26 @@ def density(value: Any) -> dict[str, float]:
 
 def overlap(value: Any) -> str | float:
     """A way for masks to overlap by name, or a fraction; whether the densities allow it is checked with them."""
-    if isinstance(value, str) and value not in OVERLAPS:
+    if isinstance(value, str) and value not in ("free", *OVERLAPS):
         try:
             return number(value)
         except ValueError as error:
             raise ValueError(
                 f"unknown overlap {value!r}: accepted are {', '.join(OVERLAPS)}, or a fraction in [0, 1]"
             ) from error
+    return value
+
+
+def layers(value: Any) -> str | list[str]:
+    """A layer policy: a word or an expression, or a list of them."""
+    words = read_layers(value)
+    return value if isinstance(value, str) else words
+
+
+def yes_or_no(value: Any) -> bool:
+    """A bool."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false: give one of these")
     return value
 
 
@@ -132,11 +148,27 @@ DATA: dict[str, Setting] = {
 }
 MODEL: dict[str, Setting] = {
     "model": Setting(model_name, f"network: {', '.join(list_models())}", "tiny"),
-    "density": Setting(density, "part of the weights each path keeps, in (0, 1]; D or CLEAN,ADV", 0.2),
+    "density": Setting(
+        density,
+        "part of the masked layers' weights each path keeps, in (0, 1]; D or CLEAN,ADV "
+        f"(default: {DEFAULT_DENSITY}; for N:M what it says)",
+    ),
     "pattern": Setting(
         pattern, "of the masks: unstructured, N:M such as 2:4, block:KxC such as block:64x16, channel", "unstructured"
     ),
-    "overlap": Setting(overlap, f"of the two masks: {', '.join(OVERLAPS)}, or a fraction", "independent"),
+    "overlap": Setting(
+        overlap, f"of the two masks, kept in training: {', '.join(OVERLAPS)} (or free), or a fraction", "independent"
+    ),
+    "allocation": Setting(str, f"how density is divided among layers: {', '.join(ALLOCATIONS)}", "uniform"),
+    "masked_layers": Setting(
+        layers, "layers that have masks: all, last_stages (the last two), or a regular expression for names", "all"
+    ),
+    "dedicated_layers": Setting(
+        layers, f"those with a mask for each path, not one for both: {', '.join(LAYER_WORDS)}, or an expression", "all"
+    ),
+    "strict": Setting(
+        yes_or_no, "fail where a layer's channels do not divide by the pattern, instead of warning", False
+    ),
     "dropout": Setting(number, "between the convolutions of a wide ResNet's blocks", 0.0),
 }
 _PLAIN = ", ".join(name for name, each in DATASETS.items() if "flip" in each.training)
@@ -152,9 +184,12 @@ _TRAINING_HELP = {
     "attack_steps": "steps of that attack (PGD)",
     "val_attack_steps": "PGD steps of the check on the validation images after each epoch",
     "prune_rate": "part of a path's live weights pruned and regrown at the first rewiring",
-    "prune_schedule": f"how that rate falls to 0: {', '.join(SCHEDULES)}",
-    "regrow": f"what ranks the weights to regrow: {', '.join(REGROW)}",
-    "rewire_every": "steps between rewirings; 0: once an epoch",
+    "prune_schedule": f"how that rate falls: {', '.join(SCHEDULES)}",
+    "rewire": f"how masks learn: {', '.join(METHODS)}",
+    "redistribute": f"whether layers trade density, 'none' holds multiplications: {', '.join(REDISTRIBUTE)}",
+    "rewire_every": "epochs, or steps, between rewirings",
+    "rewire_unit": f"of that: {', '.join(REWIRE_UNITS)}",
+    "rewire_until": "part of training after which masks stay",
     "crop_padding": f"augmentation: shift images by up to so many pixels; none unless given for {_PLAIN}",
     "flip": f"augmentation: mirror every other image; not unless given for {_PLAIN}",
     "seed": "of the weights, the masks and everything random in training",
@@ -164,6 +199,7 @@ TRAINING: dict[str, Setting] = {
     each.name: Setting(_READERS[str(each.type)], _TRAINING_HELP[each.name], each.default)
     for each in dataclasses.fields(TrainConfig)
 }
+_PLAN = [each.name for each in dataclasses.fields(MaskPlan)]
 ALL: dict[str, Setting] = {**DATA, **MODEL, **TRAINING}
 
 
@@ -188,17 +224,19 @@ class Settings:
         for key in given:
             if key not in ALL:
                 close = difflib.get_close_matches(str(key), ALL, n=1, cutoff=0.5)
-                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(ALL)}"
+                hint = f"did you mean {close[0]!r}?" if close else "smart train --help lists them"
                 raise UsageError(f"{source}unknown setting {key!r}: {hint}")
         try:
             parts = [
                 {key: _read(key, given.get(key, each.default)) for key, each in group.items()}
                 for group in (DATA, MODEL)
             ]
-            check_overlap(parts[1]["overlap"], parts[1]["density"])
+            plan = MaskPlan.read(**{key: value for key, value in parts[1].items() if key in _PLAN})
+            parts[1] |= plan.settings()
             named = DATASETS.get(parts[0]["data"])
             suited = named.training if named else {}
             config = TrainConfig.from_dict({**suited, **{key: each for key, each in given.items() if key in TRAINING}})
+            check_method(config.rewire, config.redistribute, plan.pattern)
         except (ValueError, TypeError) as error:
             raise UsageError(f"{source}{error}") from error
         return cls(*parts, config)

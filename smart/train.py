@@ -15,14 +15,15 @@ from tqdm import tqdm
 from smart.attacks import pgd
 from smart.checkpoint import CheckpointError, load_into, read_checkpoint, save_checkpoint
 from smart.config import TrainConfig
+from smart.costs import nonzeros
 from smart.data import ImageData, batches
 from smart.evaluate import evaluate
 from smart.layers import SmartNet, eval_mode
-from smart.masks import nonzeros
 from smart.objectives import SmartLoss, smart_loss
-from smart.rewire import Rewirer, check_pattern
+from smart.rewire import Rewirer, check_method
 from smart.runs import RunFolder
 from smart.seeds import derive_seed, seeded
+from smart_kernels import patterns
 
 __all__ = ["TrainConfig", "TrainResult", "train"]
 
@@ -87,7 +88,7 @@ def train(
     """
     config = config or TrainConfig()
     _check_fit(model, data)
-    check_pattern(model.pattern, config.regrow)
+    check_method(config.rewire, config.redistribute, patterns.parse(model.pattern))
     if resume and out is None:
         raise ValueError("resume needs the run folder: give out")
     folder = RunFolder(out) if out is not None else None
@@ -121,7 +122,14 @@ class _Run:
             model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
         self.rewirer = Rewirer(
-            model, self.optimizer, config.momentum, config.prune_rate, config.prune_schedule, config.regrow
+            model,
+            self.optimizer,
+            config.momentum,
+            config.prune_rate,
+            config.prune_schedule,
+            config.rewire,
+            config.redistribute,
+            config.rewire_until,
         )
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
@@ -172,7 +180,8 @@ class _Run:
 
         Rewiring opens an epoch rather than closing one: so what is validated and saved has been trained since.
         """
-        if step == 0 or step % (self.config.rewire_every or self.steps):
+        every = self.config.rewire_every * (self.steps if self.config.rewire_unit == "epochs" else 1)
+        if step == 0 or step % every:
             return rate
         progress = step / (self.config.epochs * self.steps)
         self.rewirer.rewire(progress)

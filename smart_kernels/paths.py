@@ -4,7 +4,8 @@ A network carries several *expert paths* (in SMART: ``"clean"`` and ``"adv"``) o
 
 * a name;
 * a float lambda in [0, 1], the trade-off dial: 0 is ``"clean"``, 1 is ``"adv"``, between them the two are mixed;
-* an integer tensor (N,) of 0/1 that picks a path for each sample of the batch.
+* an integer tensor (N,) of 0/1 that picks a path for each sample of the batch;
+* where the network is divided into stages, a sequence of one of the first two for each stage.
 
 The choice belongs to the call. Inside one call it is kept in a thread-local, so layers of an ordinary network (whose
 ``forward`` knows nothing of paths) can read it, while other threads run other paths of the same model.
@@ -24,14 +25,30 @@ PATHS = ("clean", "adv")
 
 _running = threading.local()
 
+OnePath = str | float  # of a whole network, or of one of its stages
+Path = OnePath | tuple[OnePath, ...]
 
-def resolve(path: str | float, names: Sequence[str] = PATHS) -> str | float:
-    """Checks a path of a whole batch; returns one of ``names``, or a float strictly between 0 and 1.
+
+def resolve(path: OnePath | Sequence[OnePath], names: Sequence[str] = PATHS, stages: int = 0) -> Path:
+    """Checks a path of a whole batch; returns one of ``names``, a float strictly between 0 and 1, or a tuple of such.
+
+    Args:
+        stages: of the network; a sequence must have that length. One that says the same for all is no longer a tuple.
 
     Raises:
-        ValueError: an unknown name, or a number outside [0, 1].
+        ValueError: an unknown name, a number outside [0, 1], a sequence of another length.
         TypeError: neither a name nor a number.
     """
+    if isinstance(path, (list, tuple)):
+        if len(path) != stages:
+            has = f"it has {stages} stages" if stages else "it has no stages"
+            raise ValueError(f"path is {path!r}, a sequence of {len(path)}, one for each stage of the network: {has}")
+        each = tuple(_resolve_one(one, names) for one in path)
+        return each[0] if len(set(each)) == 1 else each
+    return _resolve_one(path, names)
+
+
+def _resolve_one(path: OnePath, names: Sequence[str]) -> OnePath:
     if isinstance(path, str):
         if path in names:
             return path
@@ -47,8 +64,8 @@ def resolve(path: str | float, names: Sequence[str] = PATHS) -> str | float:
             return names[0]
         return names[1] if path == 1 else float(path)
     raise TypeError(
-        f"path is a {type(path).__name__}: give {_listing(names)}, a lambda in [0, 1], "
-        "or an integer tensor (N,) of 0 and 1"
+        f"path is a {type(path).__name__}: give {_listing(names)}, a lambda in [0, 1], an integer tensor (N,) of 0 "
+        "and 1, or a sequence of such names or lambdas, one for each stage"
     )
 
 
@@ -57,9 +74,9 @@ def _listing(names: Sequence[str]) -> str:
 
 
 @contextmanager
-def running(path: str | float) -> Iterator[None]:
+def running(path: Path) -> Iterator[None]:
     """Makes ``path`` (already resolved) the one that layers of this thread see until the block ends."""
-    outer = current()
+    outer = getattr(_running, "path", PATHS[0])
     _running.path = path
     try:
         yield
@@ -67,9 +84,14 @@ def running(path: str | float) -> Iterator[None]:
         _running.path = outer
 
 
-def current() -> str | float:
-    """The resolved path of the call under way in this thread; ``"clean"`` outside any call."""
-    return getattr(_running, "path", PATHS[0])
+def current(stage: int = 0) -> OnePath:
+    """What the call under way in this thread means for a layer of a stage; ``"clean"`` outside any call."""
+    return at_stage(getattr(_running, "path", PATHS[0]), stage)
+
+
+def at_stage(path: Path, stage: int) -> OnePath:
+    """What a resolved path means for a layer of a stage, counted from 0."""
+    return path[stage] if isinstance(path, tuple) else path
 
 
 def run_per_sample(

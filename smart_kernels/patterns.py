@@ -1,12 +1,14 @@
 """Sparsity patterns: the vocabulary shared by training, which makes masks, and kernels, which skip their zeros.
 
 Every pattern describes which sets of weights of a convolution (K, C/groups, R, S) live or die together, or how many of
-a group may live. Each has a spelling, as in ``create_model(pattern="2:4")``, and can tell whether a mask obeys it.
+a group may live. Each has a spelling, as in ``create_model(pattern="2:4")``, can tell whether a mask obeys it, and why
+a weight of some shape (K, C/groups, R, S) cannot be divided into its groups, as the end of a sentence (None if it can).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -22,6 +24,9 @@ class Unstructured:
 
     def holds(self, mask: Tensor) -> bool:
         return True
+
+    def misfit(self, shape: Sequence[int]) -> str | None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,9 @@ class NM:
         padded = F.pad(mask.int(), (0, 0, 0, 0, 0, -mask.shape[1] % self.m))
         groups = padded.unflatten(1, (-1, self.m)).sum(dim=2)
         return bool((groups <= self.n).all())
+
+    def misfit(self, shape: Sequence[int]) -> str | None:
+        return f"its {shape[1]} input channels are no multiple of {self.m}" if shape[1] % self.m else None
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,12 @@ class Block:
                     return False
         return True
 
+    def misfit(self, shape: Sequence[int]) -> str | None:
+        for channels, side, what in ((shape[0], self.out_channels, "out"), (shape[1], self.in_channels, "in")):
+            if channels % side:
+                return f"its {channels} {what}put channels are no multiple of {side}"
+        return None
+
 
 @dataclass(frozen=True)
 class Channel:
@@ -81,12 +95,17 @@ class Channel:
         in_alive = mask.transpose(0, 1).flatten(1).any(dim=1)
         return bool((mask == (out_alive[:, None] & in_alive)[:, :, None, None]).all())
 
+    def misfit(self, shape: Sequence[int]) -> str | None:
+        return None
+
 
 Pattern = Unstructured | NM | Block | Channel
 
 
 def parse(text: str | Pattern) -> Pattern:
     """Reads a pattern's spelling: ``"unstructured"``, ``"2:4"``, ``"block:64x16"`` or ``"channel"``.
+
+    ``"channels"`` is read too.
 
     Raises:
         ValueError: any other text.
@@ -95,7 +114,7 @@ def parse(text: str | Pattern) -> Pattern:
         return text
     if text == "unstructured":
         return Unstructured()
-    if text == "channel":
+    if text in ("channel", "channels"):
         return Channel()
     if match := re.fullmatch(r"(\d+):(\d+)", text):
         return NM(int(match[1]), int(match[2]))

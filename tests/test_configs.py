@@ -8,9 +8,8 @@ import pytest
 import yaml
 
 from smart import cli, settings
+from smart.costs import macs, nonzeros
 from smart.datasets import DATASETS
-from smart.masks import macs, nonzeros
-from smart.rewire import check_pattern
 from smart.settings import Settings
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -57,7 +56,6 @@ def test_network_is_the_published_one(name):
     chosen = resolved(name)
     assert chosen.model["model"] == network
     model = chosen.create_model(classes, 3)
-    check_pattern(chosen.model["pattern"], chosen.config.regrow)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     counts = nonzeros(model)
     assert counts["clean"] / counts["dense"] == pytest.approx(0.2, abs=0.01)

@@ -9,7 +9,7 @@ from smart import settings
 from smart.commands import flags
 from smart.commands.shared import Stopped, check_folder
 from smart.demo import run_demo
-from smart.settings import MODEL
+from smart.masks import DEFAULT_DENSITY, check_density
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +21,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--density",
         type=flags.checked(settings.density),
-        default=settings.density(MODEL["density"].default),
-        help=f"{MODEL['density'].help} (default: {MODEL['density'].default})",
+        default=check_density(DEFAULT_DENSITY),
+        help=f"part of the weights each path keeps, in (0, 1]; D or CLEAN,ADV (default: {DEFAULT_DENSITY})",
     )
     flags.progress(parser)
 

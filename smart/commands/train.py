@@ -9,11 +9,10 @@ from pathlib import Path
 from smart import settings, text
 from smart.commands import flags
 from smart.commands.shared import Stopped, check_folder, say_written
+from smart.costs import nonzeros
 from smart.data import ImageData
 from smart.layers import SmartNet
-from smart.masks import nonzeros
-from smart.rewire import check_pattern
-from smart.settings import DATA, MODEL, TRAINING, Settings, UsageError
+from smart.settings import DATA, MODEL, TRAINING, Settings
 from smart.train import train
 
 
@@ -63,12 +62,7 @@ def _train_settings(args: argparse.Namespace, out: Path) -> Settings:
         file = out / settings.FILE_NAME
     from_file = settings.read_file(file) if file is not None else {}
     Settings.resolve(from_file, f"{file}: ")
-    chosen = Settings.resolve({**from_file, **flags.given(args)})
-    try:
-        check_pattern(chosen.model["pattern"], chosen.config.regrow)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return chosen
+    return Settings.resolve({**from_file, **flags.given(args)})
 
 
 def _count(data: ImageData) -> str:

@@ -63,7 +63,7 @@ def test_the_report_names_every_layer_with_zeros(case, model, sparse):
     assert set(rows) == expected
     assert all(row["why"] and row["bytes"] > 0 for row in rows.values())
     if case.how == coverage.TWO_PATHS:
-        parsed = patterns.parse(case.pattern)
+        parsed = patterns.parse(model.pattern)
         assert all(parsed.holds(mask) for m in model.modules() if hasattr(m, "masks") for mask in m.masks.values())
         assert sparse.paths == ("clean", "adv")
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from smart.config import TrainConfig
+from smart.conversion import convert
 from smart.data import ImageData
 from smart.layers import DualBatchNorm2d, SmartNet
-from smart.models import convert
 from smart.train import train
 
 

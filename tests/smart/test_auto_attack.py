@@ -10,8 +10,8 @@ from small import assert_same_state, make_model, state_of
 from torch import nn
 
 from smart.auto_attack import auto_attack, missing
+from smart.conversion import convert
 from smart.evaluate import evaluate
-from smart.models import convert
 
 needs_package = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 EPS = 0.25

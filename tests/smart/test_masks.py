@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from small import make_net
 from torch import nn
 
+from smart.conversion import convert
+from smart.costs import macs, nonzeros
 from smart.layers import smart_convs
-from smart.masks import check_density, check_overlap, macs, nonzeros, random_masks
-from smart.models import convert, create_model
+from smart.masks import check_density, check_overlap, random_masks
+from smart.models import create_model
 
 densities = st.floats(0.01, 1.0)
 overlaps = st.one_of(st.sampled_from(["independent", "disjoint", "nested"]), st.floats(0, 1))

@@ -5,8 +5,9 @@ import torch
 from small import assert_same_state, make_net, state_of
 from torch import nn
 
+from smart.conversion import convert
 from smart.layers import DualBatchNorm2d, SmartConv2d, smart_convs
-from smart.models import build, convert, create_model, list_models
+from smart.models import build, create_model, list_models
 
 
 def parameters(model: nn.Module) -> int:
@@ -62,7 +63,7 @@ def test_seed_decides_weights_and_masks_and_leaves_the_global_state():
         ({"density": 1.5}, r"\(0, 1\]"),
         ({"density": {"clean": 0.2}}, "'adv'"),
         ({"pattern": "3-of-4"}, "unknown pattern"),
-        ({"pattern": "2:4", "density": 0.6}, "pattern 2:4 can keep at most 0.5"),
+        ({"pattern": "2:4", "density": 0.6}, "pattern 2:4 keeps 2 of every 4"),
         ({"overlap": "some"}, "disjoint"),
         ({"dropout": 0.3}, "no dropout"),
         ({"num_classes": 0}, "num_classes"),

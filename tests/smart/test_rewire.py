@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from small import make_model
 from torch import nn
 
+from smart.conversion import convert
 from smart.layers import smart_convs
-from smart.models import convert
 from smart.objectives import smart_loss
-from smart.rewire import Rewirer, apportion
+from smart.rewire import Rewirer
 
 
 def conv_stack(widths: list[int]) -> nn.Module:
@@ -161,7 +161,7 @@ def test_momentum_follows_the_effective_gradients(x, y):
 
 def test_static_masks_cost_nothing_and_stay():
     model = make_model()
-    rewirer = Rewirer(model, regrow="none")
+    rewirer = Rewirer(model, method="static")
     before = {name: layer.mask_clean.clone() for name, layer in smart_convs(model).items()}
     rewirer.after_step()
     assert rewirer.rewire(0.0) == {"clean": 0, "adv": 0} and not rewirer.state_dict()
@@ -177,7 +177,7 @@ def test_state_round_trip_and_refusals():
     assert torch.equal(other.state_dict()["net.0.adv"], momentum["net.0"]["adv"])
     with pytest.raises(ValueError, match="does not fit"):
         other.load_state_dict({})
-    for options in ({"prune_rate": 1.0}, {"momentum": 1.0}, {"schedule": "step"}, {"regrow": "random"}):
+    for options in ({"prune_rate": 1.0}, {"momentum": 1.0}, {"schedule": "step"}, {"until": 0.0}, {"method": "set"}):
         with pytest.raises(ValueError, match=next(iter(options))):
             Rewirer(model, **options)
     with pytest.raises(ValueError, match="no masked convolutions"):
@@ -193,23 +193,11 @@ def test_gradients_that_are_not_finite_are_refused():
         rewirer.rewire(0.0)
 
 
-@pytest.mark.parametrize(("schedule", "middle"), [("linear", 0.25), ("cosine", 0.25)])
-def test_prune_rate_falls_to_zero(schedule, middle):
-    rewirer = Rewirer(make_model(), schedule=schedule)
-    assert [rewirer.rate(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.5, middle, 0.0])
-
-
-@given(
-    st.integers(0, 200),
-    st.lists(st.tuples(st.one_of(st.just(0.0), st.floats(1e-9, 1e6)), st.integers(0, 50)), min_size=1, max_size=6),
+@pytest.mark.parametrize(
+    ("schedule", "rates"), [("linear", [0.4, 0.3, 0]), ("cosine", [0.4, 0.341421, 0]), ("constant", [0.4, 0.4, 0.4])]
 )
-def test_apportion_is_exact_within_capacity(total, parts):
-    shares, capacity = zip(*parts, strict=True)
-    given_out = apportion(total, shares, capacity)
-    assert sum(given_out) == min(total, sum(capacity))
-    assert all(0 <= part <= most for part, most in zip(given_out, capacity, strict=True))
-
-
-def test_apportion_is_proportional_and_spreads_overflow():
-    assert apportion(10, [1, 4], [100, 100]) == [2, 8]
-    assert apportion(10, [1, 1, 8], [100, 100, 2]) == [4, 4, 2]
+@pytest.mark.parametrize("until", [1.0, 0.5])
+def test_prune_rate_falls_to_zero(schedule, rates, until):
+    rewirer = Rewirer(make_model(), prune_rate=0.4, schedule=schedule, until=until)
+    assert [rewirer.rate(p * until) for p in (0.0, 0.25, 1.0)] == pytest.approx(rates, abs=1e-6)
+    assert until == 1 or rewirer.rate(0.51) == 0

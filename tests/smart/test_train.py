@@ -143,7 +143,13 @@ def test_global_random_state_neither_matters_nor_changes():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"rewire_every": 2, "prune_schedule": "cosine", "lr_schedule": "constant"}, {"regrow": "none"}]
+    "changes",
+    [
+        {"rewire_every": 2, "rewire_unit": "steps", "prune_schedule": "cosine", "lr_schedule": "constant"},
+        {"rewire": "rigl", "prune_schedule": "constant", "rewire_until": 0.75},
+        {"rewire": "static"},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
 )
 def test_other_settings_run(changes):
     model = fresh()
@@ -153,7 +159,7 @@ def test_other_settings_run(changes):
         not torch.equal(layer.mask_adv, smart_convs(fresh())[name].mask_adv)
         for name, layer in smart_convs(model).items()
     )
-    assert moved == ("regrow" not in changes)
+    assert moved == (changes.get("rewire") != "static")
     assert (result.last["lr"] == CONFIG.lr) == ("lr_schedule" in changes)
 
 
@@ -230,7 +236,14 @@ def test_config_round_trip_and_text_numbers():
         ({"epochs": 2.5}, TypeError, "epochs is 2.5"),
         ({"epochs": True}, TypeError, "epochs is True"),
         ({"flip": 1}, TypeError, "flip"),
-        ({"eps": 8}, ValueError, "eps is 8"),
+        ({"eps": 8}, ValueError, r"eps is 8: .* did you mean 8/255\?"),
+        ({"attack_step": "2"}, ValueError, r"did you mean 2/255\?"),
+        ({"rewire": "rigl", "redistribute": "momentum"}, ValueError, "keeps no momentum"),
+        ({"rewire": "set"}, ValueError, "sparse_momentum, rigl, static"),
+        ({"prune_schedule": "step"}, ValueError, "linear, cosine, constant"),
+        ({"redistribute": "some"}, ValueError, "auto, momentum, none"),
+        ({"rewire_unit": "hours"}, ValueError, "epochs, steps"),
+        ({"rewire_every": 0}, ValueError, "rewire_every is 0"),
         ({"eps": "eight"}, ValueError, "8/255"),
         ({"lr": float("nan")}, ValueError, "lr"),
         ({"batch_size": 2}, ValueError, "batch_size"),

@@ -12,7 +12,7 @@ from calls import QUICK, assert_refused
 
 from smart.cards import read_card
 from smart.checkpoint import load_checkpoint
-from smart.masks import macs, nonzeros
+from smart.costs import macs, nonzeros
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,11 @@ import yaml
 from calls import QUICK, assert_refused
 
 from smart import settings, text
+from smart.allocation import ALLOCATIONS
 from smart.checkpoint import load_checkpoint, read_checkpoint
 from smart.config import TrainConfig
+from smart.layers import smart_convs
+from smart.rewire import METHODS, REDISTRIBUTE, SCHEDULES
 
 
 def test_train_writes_a_run(run, npz):
@@ -49,6 +52,38 @@ def test_densities_differ_by_path(npz, tmp_path, smart):
         "train", "--data", npz, "--density", "0.4,0.1", "--epochs", 1, "--out", tmp_path / "run", *QUICK
     )
     assert code == 0 and "clean 0.4" in out and "adv 0.10" in out
+
+
+def test_every_choice_of_masks_reaches_the_network(npz, tmp_path, smart):
+    config = tmp_path / "x.yaml"
+    config.write_text(
+        "masked_layers: [last_stages, 'stages.0.0.conv2']\ndedicated_layers: stages\\.2.*\nallocation: erk\n"
+        "overlap: free\nrewire: rigl\n"
+        "prune_schedule: constant\nrewire_every: 2\nrewire_unit: steps\nrewire_until: 0.5\n"
+    )
+    flags = ("--pattern", "block:64x16", "--density", "0.3", "--epochs", 1)
+    out = tmp_path / "run"
+    code, _, err = smart("train", "--data", npz, "--config", config, *flags, "--out", out, *QUICK)
+    assert (
+        code == 0 and err.count("\n") == 1 and err.startswith("smart: warning: 1 of 7 layers cannot have pattern block")
+    )
+    assert "stages.0.0.conv2: its 32 output channels are no multiple of 64" in err
+    model, metadata = load_checkpoint(out / "last.safetensors")
+    assert model.spec["allocation"] == "erk" and model.overlap == "independent" and model.pattern == "block:64x16"
+    shares = {name.removeprefix("net."): layer.shares_mask for name, layer in smart_convs(model).items()}
+    assert len(shares) == 6 and {name for name, one in shares.items() if not one} == {n for n in shares if "s.2." in n}
+    expected = {"rewire": "rigl", "prune_schedule": "constant", "rewire_every": 2, "rewire_until": 0.5}
+    assert expected.items() <= metadata["config"].items()
+    code, _, err = smart(
+        "train", "--data", npz, "--config", config, *flags, "--strict", "--out", tmp_path / "b", *QUICK
+    )
+    assert_refused((code, "", err), 2, "stages.0.0.conv2", "block:64x16")
+
+
+def test_info_lists_the_words(smart):
+    out = smart("info")[1]
+    for word in (*ALLOCATIONS, *METHODS, *SCHEDULES, *REDISTRIBUTE, "last_stages", "block:64x16", "nested"):
+        assert word in out
 
 
 def test_train_help_shows_every_setting_and_its_default(smart):
@@ -109,7 +144,7 @@ def test_diverging_training(npz, tmp_path, smart):
     [
         ("epoch: 3", ["'epoch'", "'epochs'"]),
         ("densty: 0.2", ["'densty'", "'density'"]),
-        ("zzz: 1", ["'zzz'", "known are data"]),
+        ("zzz: 1", ["'zzz'", "smart train --help"]),
         ("density: 0", ["(0, 1]"]),
         ("density: {clean: 0.2}", ["'clean'", "'adv'"]),
         ("epochs: many", ["epochs", "'many'"]),

@@ -1,0 +1,133 @@
+"""Any network as a two-path network: masks in its convolutions, two batch norms in the place of each."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import nn
+
+from smart.layer_policy import select_layers
+from smart.layers import DualBatchNorm2d, SmartConv2d, SmartNet, smart_convs
+from smart.mask_plan import MaskPlan
+from smart.masks import apply_random_masks, one_mask
+from smart.stages import find_stages, stage_of_each
+
+
+class PatternWarning(UserWarning):
+    """Layers stay dense because their channels do not divide by the pattern."""
+
+
+def convert(
+    module: nn.Module,
+    density: float | Mapping[str, float] | None = None,
+    pattern: str = "unstructured",
+    overlap: str | float = "independent",
+    filter_fn: Callable[[nn.Module, str], bool] = lambda module, name: True,
+    seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    *,
+    allocation: str = "uniform",
+    masked_layers: str | Sequence[str] = "all",
+    dedicated_layers: str | Sequence[str] = "all",
+    stages: Sequence[str] | None = None,
+    strict: bool = False,
+) -> SmartNet:
+    """Puts two masks into the convolutions of a network and two batch norms in the place of each.
+
+    ``module`` itself is not changed. Layers used in several places stay shared. Subclasses of ``nn.Conv2d`` and
+    ``nn.BatchNorm2d`` compute something of their own and are left as they are.
+
+    Args:
+        module: any network whose forward takes one batch (N, C, H, W).
+        density: the part of the masked layers' weights that lives, in (0, 1]; a number, or {"clean": d, "adv": d}.
+            Default: 0.2; for N:M n/m, and nothing else is accepted.
+        pattern: of the masks: ``"unstructured"``, N:M such as ``"2:4"``, ``"block:64x16"`` or ``"channel"``. A layer
+            whose channels do not divide by it stays dense, with a warning that names it.
+        overlap: ``"independent"`` (or ``"free"``), ``"disjoint"``, ``"shared"``, ``"nested"``, or the wanted
+            |clean & adv| / min(|clean|, |adv|) as a number in [0, 1]. All but the first hold throughout training
+            (so disjoint masks that fill a layer cannot move).
+        filter_fn: called with each convolution and its name; False leaves it dense.
+        seed: of the masks.
+        mean, std: normalisation inside the network, one number per image channel; default: none. Without them the
+            channel count is that of the first registered convolution.
+        allocation: how density is divided among layers: ``"uniform"``; ``"erk"``, more to small layers (Evci et al.,
+            arXiv 1911.11134); ``"global"``, as many as a layer has among the network's largest weights, or blocks.
+        masked_layers: of those that ``filter_fn`` accepts: ``"all"``, ``"last_stages"`` (the last two), a name, a
+            regular expression that matches whole names, or several of these.
+        dedicated_layers: those with a mask for each path, chosen alike, or ``"none"``; others have one for both.
+        stages: names of the modules that are the network's stages, in their order; default: the children of
+            ``.stages``, or ``.layer1``, ``.layer2`` ...
+        strict: a layer whose channels do not divide is an error.
+
+    Raises:
+        ValueError: no convolution to mask, a choice outside what is accepted, choices that contradict one another.
+        TypeError: ``module`` is not an ``nn.Module``.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module is a {type(module).__name__}: give an nn.Module")
+    if smart_convs(module) or any(isinstance(layer, DualBatchNorm2d) for layer in module.modules()):
+        raise ValueError(f"{type(module).__name__} has two paths already: convert a network that has one")
+    plan = MaskPlan.read(density, pattern, overlap, allocation, masked_layers, dedicated_layers)
+    convs = {name: m for name, m in module.named_modules() if type(m) is nn.Conv2d}
+    accepted = {name for name, conv in convs.items() if filter_fn(conv, name)}
+    if not accepted:
+        raise ValueError(
+            f"{type(module).__name__} has {len(convs)} nn.Conv2d and filter_fn accepts none of them: "
+            "give a plain network with convolutions, and a filter that returns True for some"
+        )
+    names = find_stages(module) if stages is None else list(stages)
+    stage = stage_of_each(module, names)
+    by_stage = {name: stage[name] for name in convs if name in accepted}
+    chosen = select_layers(plan.masked_layers, by_stage, len(names), "masked_layers")
+    chosen = _dividing({name: convs[name] for name in by_stage if name in chosen}, plan, strict)
+    by_stage = {name: stage[name] for name in by_stage if name in chosen}
+    dedicated = select_layers(plan.dedicated_layers, by_stage, len(names), "dedicated_layers")
+
+    if mean is None or std is None:
+        channels = len(mean or std or ()) or next(iter(convs.values())).in_channels
+        mean = mean if mean is not None else [0.0] * channels
+        std = std if std is not None else [1.0] * channels
+    net = _replace_layers(copy.deepcopy(module), chosen, stage)
+    for name, layer in smart_convs(net).items():
+        layer.shares_mask = name not in dedicated or one_mask(plan.overlap, plan.density)
+    apply_random_masks(smart_convs(net), plan.density, plan.overlap, seed, plan.pattern, plan.allocation)
+    smart = SmartNet(net, mean, std, pattern=str(plan.pattern), overlap=plan.overlap, stages=len(names))
+    smart.training = module.training
+    return smart
+
+
+def _dividing(convs: Mapping[str, nn.Conv2d], plan: MaskPlan, strict: bool) -> set[str]:
+    """The layers that can have the pattern; says which cannot.
+
+    Raises:
+        ValueError: none can, or with ``strict`` not all.
+    """
+    misfits = {name: why for name, conv in convs.items() if (why := plan.pattern.misfit(conv.weight.shape))}
+    if misfits:
+        reasons = dict.fromkeys(misfits.values())
+        listing = "; ".join(f"{', '.join(n for n in misfits if misfits[n] == why)}: {why}" for why in reasons)
+        message = f"{len(misfits)} of {len(convs)} layers cannot have pattern {plan.pattern}: {listing}"
+        if strict or len(misfits) == len(convs):
+            raise ValueError(f"{message}. Take a pattern that divides them, or choose others by masked_layers")
+        warnings.warn(f"{message}. They stay dense", PatternWarning, stacklevel=3)
+    return convs.keys() - misfits.keys()
+
+
+def _replace_layers(net: nn.Module, chosen: set[str], stage: Mapping[str, int]) -> nn.Module:
+    """Swaps the convolutions named in ``chosen`` and all batch norms of ``net`` for the two-path layers, in place."""
+    replacements: dict[nn.Module, SmartConv2d | DualBatchNorm2d] = {}
+    for name, layer in net.named_modules():
+        if name in chosen:
+            replacements[layer] = SmartConv2d.from_conv(layer)
+        elif type(layer) is nn.BatchNorm2d:
+            replacements[layer] = DualBatchNorm2d(layer)
+        if layer in replacements:
+            replacements[layer].stage = stage[name]
+    for parent in list(net.modules()):
+        for key, child in parent._modules.items():
+            if child in replacements:
+                parent._modules[key] = replacements[child]
+    return replacements.get(net, net)
