@@ -78,19 +78,20 @@ inline cpu::Weight read_weight(const cpu::Problem& p, const Tensor& values, cons
                                int64_t slab_channels, int64_t first_segment, int64_t last_segment) {
   SMART_CHECK(slab_channels > 0 && 0 <= first_segment && first_segment <= last_segment && last_segment <= 3,
               "slab_channels must be at least 1, and 0 <= first_segment <= last_segment <= 3");
-  const bool wide = codes.scalar_type() == ScalarType::Short;
-  SMART_CHECK(
-      values.scalar_type() == ScalarType::Float && (wide || codes.scalar_type() == ScalarType::Byte) &&
-          segments.scalar_type() == ScalarType::Int && values.is_contiguous() && codes.is_contiguous() &&
-          segments.is_contiguous() && codes.numel() == values.numel(),
-      "packed weight needs contiguous float32 values, uint8 or int16 codes of the same length, and int32 segments");
+  const bool wide = codes.scalar_type() == ScalarType::Short, half = values.scalar_type() == ScalarType::BFloat16;
+  SMART_CHECK((half || values.scalar_type() == ScalarType::Float) &&
+                  (wide || codes.scalar_type() == ScalarType::Byte) && segments.scalar_type() == ScalarType::Int &&
+                  values.is_contiguous() && codes.is_contiguous() && segments.is_contiguous() &&
+                  codes.numel() == values.numel(),
+              "packed weight needs contiguous float32 or bfloat16 values, uint8 or int16 codes of the same length, and "
+              "int32 segments");
   SMART_CHECK(wide || slab_channels * p.kernel_h * p.kernel_w <= 256, "slabs of ", slab_channels,
               " channels need int16 codes");
   cpu::Weight w = {};
-  w.values = static_cast<const float*>(values.const_data_ptr());
+  w.values = values.const_data_ptr();
   w.codes = codes.const_data_ptr();
   w.segments = static_cast<const int32_t*>(segments.const_data_ptr());
-  w.wide_codes = wide;
+  w.half_values = half, w.wide_codes = wide;
   w.slab_channels = slab_channels;
   w.first_segment = first_segment, w.last_segment = last_segment;
   const int64_t rows = cpu::slabs(p, w) * p.out_channels;

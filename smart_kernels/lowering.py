@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from smart_kernels import fusion
 from smart_kernels.backends import find
+from smart_kernels.backends.cpu import DTYPES
 from smart_kernels.geometry import Geometry
 from smart_kernels.modules import PathAffine, SparseConv2d, SparseLinear
 from smart_kernels.native import cpu_isas
@@ -51,12 +52,12 @@ def rewrite(net: fx.GraphModule, example: Tensor, move: bool = False) -> Rewritt
         move: whether layers of other backends become parts of programs too, for the caller to move.
     """
     modules = dict(net.named_modules())
-    if not cpu_isas() or not len(example) or example.device.type != "cpu" or example.dtype != torch.float32:
+    if not cpu_isas() or not len(example) or example.device.type != "cpu" or example.dtype not in DTYPES:
         return None
     # Views of a tensor and writes in place would not reach from a program's values to others.
     if any(fusion.writes(modules, node) and not _is_private(modules, node) for node in net.graph.nodes):
         return None
-    noted = _NoteTensors(net)
+    noted = _NoteTensors(net, example.dtype)
     with torch.no_grad():
         noted.run(example, _any_path(net))
     return _Rewriter(net, modules, noted.shapes, move).run()
@@ -77,16 +78,17 @@ def _is_private(modules: Mapping[str, nn.Module], node: fx.Node) -> bool:
 
 
 class _NoteTensors(fx.Interpreter):
-    """Runs a graph and notes the shapes of its float32 tensors; of tuples of them, a tuple of shapes."""
+    """Runs a graph and notes the shapes of its tensors of one dtype."""
 
-    def __init__(self, net: fx.GraphModule) -> None:
+    def __init__(self, net: fx.GraphModule, dtype: torch.dtype) -> None:
         super().__init__(net)
+        self.dtype = dtype
         self.extra_traceback = False
         self.shapes: dict[fx.Node, Any] = {}
 
     def run_node(self, node: fx.Node) -> object:
         result = super().run_node(node)
-        if isinstance(result, Tensor) and result.dtype == torch.float32:
+        if isinstance(result, Tensor) and result.dtype == self.dtype:
             self.shapes[node] = result.shape
         return result
 

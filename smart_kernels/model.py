@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from smart_kernels import lowering, paths
+from smart_kernels.backends.cpu import DTYPES
 from smart_kernels.modules import SparseConv2d
 from smart_kernels.packing import PackedWeight
 from smart_kernels.planner import AUTO, DENSE, Choice, Planner
@@ -222,7 +223,7 @@ class SparseModel(nn.Module):
 def _may_run_programs(x: Tensor) -> bool:
     """Whether a program may take this input: it has no gradients, and is no part of a larger graph."""
     follows = x.requires_grad and torch.is_grad_enabled()
-    return x.dim() == 4 and x.dtype == torch.float32 and not follows and not torch.compiler.is_compiling()
+    return x.dim() == 4 and x.dtype in DTYPES and not follows and not torch.compiler.is_compiling()
 
 
 def _place(conv: SparseConv2d) -> tuple[torch.device, torch.dtype]:

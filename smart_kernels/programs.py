@@ -48,6 +48,8 @@ class Step:
 class Program(nn.Module):
     """Runs steps on the CPU kernels: ``program(path, *inputs)`` returns the tensors of its output values.
 
+    Inputs and outputs are of one dtype, float32 or bfloat16; values inside are float32.
+
     Args:
         shapes: (N, C, H, W) of each input.
         steps: in their order.
@@ -71,7 +73,10 @@ class Program(nn.Module):
             if len(self._handles) >= MAX_BOUND:
                 self._handles.clear()
             handle = self._handles[path] = self._create(path)
-        return torch.ops.smart_kernels.program_run(handle.number, inputs)
+        if inputs[0].dtype == torch.float32:
+            return torch.ops.smart_kernels.program_run(handle.number, inputs)
+        results = torch.ops.smart_kernels.program_run(handle.number, [x.float() for x in inputs])
+        return [y.to(inputs[0].dtype) for y in results]
 
     def _create(self, path: str | float) -> _Handle:
         tensors: list[Tensor] = []
@@ -96,19 +101,22 @@ def _fields(step: Step, path: str | float, tensors: list[Tensor]) -> list[int]:
     def put(tensor: Tensor | None) -> int:
         if tensor is None:
             return NONE
-        tensors.append(tensor.flatten())
+        tensors.append(tensor)
         return len(tensors) - 1
+
+    def put_channels(tensor: Tensor | None) -> int:
+        return put(None if tensor is None else tensor.flatten().float())
 
     values = [step.kind, step.x, step.other, step.y, step.second]
     module = step.module
     if isinstance(module, PathAffine):
-        affine = [put(module.scale.of(path)), put(module.bias.of(path))]
+        affine = [put_channels(module.scale.of(path)), put_channels(module.bias.of(path))]
         return [*values, *[NONE] * 5, *affine, 0, 0, 0, 0, module.relu, *step.geometry]
     if not isinstance(module, SparseConv2d):
         return [*values, *[NONE] * 7, 0, 0, 0, step.relu, 0, *step.geometry]
     packed, second = module.packed, module.second
     weight = [put(packed.path_values(path)), put(packed.codes), put(packed.segments)]
-    scale, bias = (put(None if each is None else each.of(path)) for each in (module.scale, module.bias))
-    affine = [NONE, NONE] if second is None else [put(second.scale.of(path)), put(second.bias.of(path))]
+    scale, bias = (put_channels(None if each is None else each.of(path)) for each in (module.scale, module.bias))
+    affine = [NONE, NONE] if second is None else [put_channels(each.of(path)) for each in (second.scale, second.bias)]
     numbers = [packed.slab_channels, *packed.segment_range(path), module.relu, second is not None and second.relu]
     return [*values, *weight, scale, bias, *affine, *numbers, *module.geometry.numbers]

@@ -69,16 +69,16 @@ struct Sums {
     };
     ((vectors[kChain * kVectors + I] += value * load(at + I % kCols * kWidth), step(I % kCols)), ...);
   }
-  template <class Code, class Offsets, int... C>
-  SMART_INLINE int64_t add_runs(const float* panel, int64_t row_stride, const float* values, const Code* codes,
+  template <class Value, class Code, class Offsets, int... C>
+  SMART_INLINE int64_t add_runs(const float* panel, int64_t row_stride, const Value* values, const Code* codes,
                                 Offsets offsets, int64_t n, int64_t last, std::integer_sequence<int, C...>) {
     for (; n + kChains <= last; n += kChains)
       (add<C>(values[n + C], panel + offsets[codes[n + C]], row_stride, kAll), ...);
     return n;
   }
   // Adds value * panel[offset of its code + vector (i, j)] over the non-zeros [first, last).
-  template <class Code, class Offsets>
-  SMART_INLINE void accumulate(const float* panel, int64_t row_stride, const float* values, const Code* codes,
+  template <class Value, class Code, class Offsets>
+  SMART_INLINE void accumulate(const float* panel, int64_t row_stride, const Value* values, const Code* codes,
                                Offsets offsets, int64_t first, int64_t last) {
     int64_t n =
         add_runs(panel, row_stride, values, codes, offsets, first, last, std::make_integer_sequence<int, kChains>{});
@@ -94,7 +94,7 @@ struct Item {
 
 // Runs the output channels of an item over the slabs [first, last) of input channels, which lie in the panel; the sums
 // are parked before and after, but for the first and the last slab.
-template <int kRows, int kCols, class Code, class Offsets>
+template <int kRows, int kCols, class Value, class Code, class Offsets>
 static void run_rows(const Job& job, const Item& item, int64_t first, int64_t last, Offsets offsets, const float* panel,
                      float* parked) {
   using TileSums = Sums<kRows, kCols>;
@@ -103,7 +103,7 @@ static void run_rows(const Job& job, const Item& item, int64_t first, int64_t la
   // In local variables: what a pointer leads to would be read again after every store.
   const Problem& p = job.problem;
   const Weight& w = job.weight;
-  const float* const values = w.values;
+  const Value* const values = static_cast<const Value*>(w.values);
   const Code* const codes = static_cast<const Code*>(w.codes);
   const int64_t slab_floats = job.slab_floats, row_stride = job.layout.row_stride, slab_rows = p.out_channels * 3;
   const int64_t group_k = item.group * (p.out_channels / p.groups), slab_count = last - first;
@@ -139,7 +139,7 @@ static void run_rows(const Job& job, const Item& item, int64_t first, int64_t la
   }
 }
 
-template <int kRows, int kCols, class Code>
+template <int kRows, int kCols, class Value, class Code>
 static void run_item(const Job& job, const Item& item, float* scratch) {
   const Problem& p = job.problem;
   const Layout& l = job.layout;
@@ -163,32 +163,37 @@ static void run_item(const Job& job, const Item& item, float* scratch) {
     }
     if constexpr (kRows == 1) {
       if (job.linear) {
-        run_rows<kRows, kCols, Code>(job, item, first, last, Linear<kCols>{}, panel, parked);
+        run_rows<kRows, kCols, Value, Code>(job, item, first, last, Linear<kCols>{}, panel, parked);
         continue;
       }
     }
-    run_rows<kRows, kCols, Code>(job, item, first, last, Table{job.offsets}, panel, parked);
+    run_rows<kRows, kCols, Value, Code>(job, item, first, last, Table{job.offsets}, panel, parked);
   }
 }
 
 using RunItem = void (*)(const Job&, const Item&, float*);
 
-template <class Code, int kTile = 0>
+template <class Value, class Code, int kTile = 0>
 static RunItem run_item_for(const Layout& l) {
   constexpr Tile t = kTiles[kTile];
   if constexpr (t.rows * t.cols <= SMART_MAX_TILE) {
-    if (t.rows == l.tile_rows && t.cols == l.tile_cols) return run_item<t.rows, t.cols, Code>;
+    if (t.rows == l.tile_rows && t.cols == l.tile_cols) return run_item<t.rows, t.cols, Value, Code>;
   }
   if constexpr (kTile + 1 < kTileCount) {
-    return run_item_for<Code, kTile + 1>(l);
+    return run_item_for<Value, Code, kTile + 1>(l);
   } else {
     return nullptr;
   }
 }
 
+template <class Value>
+static RunItem run_item_for_codes(const Job& job) {
+  return job.weight.wide_codes ? run_item_for<Value, int16_t>(job.layout) : run_item_for<Value, uint8_t>(job.layout);
+}
+
 static void run_items(const Job& job, int64_t first, int64_t last, float* scratch) {
   const Layout& l = job.layout;
-  const RunItem run = job.weight.wide_codes ? run_item_for<int16_t>(l) : run_item_for<uint8_t>(l);
+  const RunItem run = job.weight.half_values ? run_item_for_codes<Bfloat16>(job) : run_item_for_codes<float>(job);
   const int64_t tile_count = tiles(l), tile_columns = ceil_div(l.grid_cols, l.tile_cols), chunk_count = chunks(job);
   const int64_t groups = job.problem.groups, group_out = job.problem.out_channels / groups;
   for (int64_t n = first; n < last; ++n) {

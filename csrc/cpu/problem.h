@@ -24,10 +24,10 @@ struct Problem {
 // Row (slab, k) of the stream holds the non-zeros of output channel k over the slab's input channels, in three
 // segments: first path only, both paths, second path only. A path is therefore one contiguous run of segments.
 struct Weight {
-  const float* values;      // (nnz,)
+  const void* values;       // (nnz,) float, or the upper halves of floats if half_values
   const void* codes;        // (nnz,) uint8_t, or int16_t if wide_codes: (channel in slab * R + r) * S + s
   const int32_t* segments;  // (slabs * K * 3 + 1,) offsets into values
-  bool wide_codes;
+  bool half_values, wide_codes;
   int64_t slab_channels;
   int64_t first_segment, last_segment;  // the path: segments [first, last) of each row
 };

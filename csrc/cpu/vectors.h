@@ -15,6 +15,17 @@ typedef float LooseVector __attribute__((vector_size(kWidth * sizeof(float)), al
 static inline Vector load(const float* from) { return *reinterpret_cast<const LooseVector*>(from); }
 static inline void store(float* to, Vector value) { *reinterpret_cast<LooseVector*>(to) = value; }
 
+// The upper half of a float, and computed with as that float.
+struct Bfloat16 {
+  uint16_t bits;
+  inline __attribute__((always_inline)) operator float() const {
+    const uint32_t whole = static_cast<uint32_t>(bits) << 16;
+    float value;
+    __builtin_memcpy(&value, &whole, sizeof(value));
+    return value;
+  }
+};
+
 template <int... I>
 static inline Vector interleave_low(Vector a, Vector b, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * kWidth)...);

@@ -18,6 +18,7 @@ from smart_kernels.packing.unstructured import MAX_TAPS, UnstructuredWeight
 FLOPS_PER_US = {"avx512": 50e3, "avx2": 25e3, "plain": 6e3}
 COPIED_FLOATS_PER_US = 1e3
 CALL_US = 8.0
+DTYPES = (torch.float32, torch.bfloat16)
 
 
 class _NoGradient(torch.autograd.Function):
@@ -50,8 +51,8 @@ class CpuBackend(Backend):
             return available
         if device.type != "cpu":
             return Verdict(False, f"the cpu kernels run on the CPU, not on {device.type}")
-        if dtype != torch.float32:
-            return Verdict(False, f"the cpu kernels compute in float32, not in {str(dtype).removeprefix('torch.')}")
+        if dtype not in DTYPES:
+            return Verdict(False, f"the cpu kernels take float32 and bfloat16, not {str(dtype).removeprefix('torch.')}")
         taps = geometry.weight_shape[2] * geometry.weight_shape[3]
         if taps > MAX_TAPS:
             return Verdict(False, f"a kernel of {taps} taps has more than the {MAX_TAPS} that a code can name")
@@ -80,7 +81,13 @@ class CpuBackend(Backend):
         affine: Affine | None = None,
         isa: str = "",
     ) -> Run:
-        """As the base class says; ``isa`` picks an instruction set by name, for tests."""
+        """As the base class says; ``isa`` picks an instruction set by name, for tests.
+
+        The kernels compute in float32; bfloat16 is how weights are stored, and what a layer is given and gives back.
+        """
+        scale, bias = (None if each is None else each.float() for each in (scale, bias))
+        if affine is not None:
+            affine = Affine(affine.scale.float(), affine.bias.float(), affine.relu)
         # A small layer takes some ten microseconds: looking attributes up at each call would be a fair part of it.
         ops = torch.ops.smart_kernels
         op = (ops.sparse_conv2d_cpu if affine is None else ops.sparse_conv2d_affine_cpu).default
@@ -97,4 +104,11 @@ class CpuBackend(Backend):
                 x, values, codes, segments, numbers, slab_channels, first, last, scale, bias, residual, *last_arguments
             )
 
-        return run
+        if values.dtype == torch.float32:
+            return run
+
+        def run_in_float32(x: Tensor, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+            y = run(x.float(), None if residual is None else residual.float())
+            return y.to(x.dtype) if affine is None else tuple(each.to(x.dtype) for each in y)
+
+        return run_in_float32

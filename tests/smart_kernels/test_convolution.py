@@ -123,6 +123,21 @@ def test_inputs_of_any_strides(kind, format):
     assert relative_error(y, expected) < TOLERANCE
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", [(9, 18, 3, 3), (7, 40, 1, 1), (5, 3, 17, 16)], ids=str)  # the last has wide codes
+def test_bfloat16_weights_are_computed_with_as_floats(isa, shape):
+    weight = torch.randn(shape).bfloat16()
+    masks = {"clean": torch.rand(shape) < 0.2, "adv": torch.rand(shape) < 0.2}
+    half, full = (pack(each, masks, "unstructured") for each in (weight, weight.float()))
+    geometry, scale, bias = Geometry.of(shape, padding=1), torch.randn(shape[0]), torch.randn(shape[0])
+    affine = Affine(torch.randn(shape[0]), torch.randn(shape[0]), True)
+    for batch, size in ((1, 17), (1, 16), (17, 17)):
+        x = torch.randn(batch, shape[1], size, size).bfloat16()
+        ours = run(isa, x, half, geometry, "adv", scale, bias, None, True, affine)
+        truth = run(isa, x.float(), full, geometry, "adv", scale, bias, None, True, affine)
+        assert all(torch.equal(y, expected.bfloat16()) for y, expected in zip(ours, truth, strict=True))
+
+
 @needs_library
 def test_the_answer_does_not_depend_on_the_number_of_threads():
     weight = torch.randn(64, 40, 3, 3)

@@ -56,15 +56,29 @@ def example(network, batch):
     return torch.rand(batch, 1 if network is TwoPaths else 2, 14, 17)
 
 
-def forced(model, x):
+def forced(model, x, dtype=None):
     """The network swapped, with programs whatever was measured."""
-    sparse = swap(model, x, backend="cpu", measure=False)
+    sparse = swap(model, x, backend="cpu", measure=False, dtype=dtype)
     sparse.runs_programs = True
     return sparse
 
 
 def programs_of(sparse, x):
     return [module for module in sparse._graph_for(x).modules() if isinstance(module, programs.Program)]
+
+
+@pytest.mark.parametrize("batch", [1, 2 * LANES])
+def test_programs_of_bfloat16_networks(batch):
+    x = example(TwoPaths, batch).bfloat16()
+    model = TwoPaths().eval().bfloat16().float()  # weights that bfloat16 holds exactly
+    half, full = forced(model, x, torch.bfloat16), forced(model, x.float())
+    assert len(programs_of(half, x)) == len(programs_of(full, x.float())) == 1
+    for path in ("clean", "adv", 0.3):
+        ours, truth = (net._graph_for(each).program_0(path, each) for net, each in ((half, x), (full, x.float())))
+        for y, expected in zip(ours, truth, strict=True):
+            assert y.dtype == torch.bfloat16
+            error = (y.float() - expected).abs().max() / expected.abs().max()
+            assert error < 2e-2  # scales, biases and mixed values are rounded too
 
 
 @pytest.mark.parametrize("isa", native.cpu_isas())

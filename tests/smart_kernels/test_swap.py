@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn.utils import prune
 
 import smart_kernels
-from smart_kernels import VerificationError, fusion, native, paths, swap, verify
+from smart_kernels import VerificationError, fusion, load, native, paths, save, swap, verify
 from smart_kernels.modules import PathAffine, SparseConv2d
 from smart_kernels.report import format_table
+from smart_kernels.verify import relative_error
 
 BACKENDS = ["auto", "dense", *(["cpu"] if native.missing() is None else [])]
 TOLERANCE = 1e-5
@@ -262,12 +263,33 @@ def test_the_report_explains_every_convolution(images):
 
 def test_half_precision_runs_dense_and_says_why(images):
     model = TwoPaths().eval()
-    sparse = swap(model, images, dtype=torch.bfloat16)
-    assert sparse(images.bfloat16()).dtype == torch.bfloat16
+    sparse = swap(model, images, dtype=torch.float16)
+    assert sparse(images.half()).dtype == torch.float16
     verify(model, sparse, images)
     assert {row["backend"] for row in sparse.report()} == {"dense"}
     if native.missing() is None:
-        assert any("bfloat16" in row["why"] for row in sparse.report())
+        assert any("float16" in row["why"] for row in sparse.report())
+
+
+@pytest.mark.parametrize("runs_programs", [False, True], ids=["layer by layer", "programs"])
+def test_bfloat16_weights_take_half_the_memory(model, images, runs_programs, tmp_path):
+    if native.missing() is not None:
+        pytest.skip(native.missing())
+    full, sparse = (swap(model, images, "cpu", dtype=dtype, measure=False) for dtype in (None, torch.bfloat16))
+    if sparse.uncaptured and runs_programs:
+        pytest.skip("a network swapped module by module runs no programs")
+    sparse.runs_programs = runs_programs
+    assert {row["backend"] for row in sparse.report() if row["pattern"] != "dense"} == {"cpu"}
+    sizes = [sum(m.values.nbytes for m in net.modules() if hasattr(m, "segments")) for net in (full, sparse)]
+    assert sizes[0] == 2 * sizes[1]
+    x = images.bfloat16()
+    for path in ("clean", "adv", 0.3, torch.tensor([0, 1, 0, 1, 1])):
+        y = sparse(x, path=path)
+        assert y.dtype == torch.bfloat16
+        assert relative_error(y, full(x.float(), path=path)) < 0.05
+    if not sparse.uncaptured:
+        save(sparse, tmp_path / "m.safetensors")
+        assert torch.equal(load(tmp_path / "m.safetensors")(x), sparse(x))
 
 
 def test_it_compiles_into_one_graph(images):
@@ -292,7 +314,7 @@ def test_a_copy_and_a_state_dict_behave(model, images):
 def test_verify_notices_a_wrong_network(model, images):
     sparse = swap(model, images)
     state = sparse.state_dict()
-    name = next(key for key in state if key.endswith("weight_clean"))
+    name = next(key for key in state if key.endswith((".weight_clean", "stem.packed.values")))
     sparse.load_state_dict({**state, name: state[name] * 1.01})
     with pytest.raises(VerificationError, match="differs from the original by clean"):
         verify(model, sparse, images)
