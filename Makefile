@@ -50,5 +50,5 @@ $(READY): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "setuptools>=77" wheel
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q $(TORCH)
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[data,plot,eval,test,lint]"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[data,plot,eval,triton,test,lint]"
 	@touch $@

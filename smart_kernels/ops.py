@@ -110,7 +110,8 @@ def _run(
 def backend_for(packed: PackedWeight, x: Tensor, geometry: Geometry) -> Backend:
     """The first backend that reads this format and runs on this input; dense runs any format."""
     for backend in BACKENDS.values():
-        if backend.format == packed.format and backend.supports(geometry, x.dtype, x.device):
+        runs = backend.format == packed.format and backend.supports(geometry, x.dtype, x.device)
+        if runs and backend.accepts(packed):
             return backend
     return BACKENDS["dense"]
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -94,6 +95,44 @@ def at_stage(path: Path, stage: int) -> OnePath:
     return path[stage] if isinstance(path, tuple) else path
 
 
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """A path for each sample of a batch, as kernels take it that run all samples in one launch.
+
+    Attributes:
+        choice: (N,) int64 of 0 and 1.
+        order: (N,) int32, the samples of the first path, then those of the second.
+        first: (1,) int32, how many run on the first path.
+    """
+
+    choice: Tensor
+    order: Tensor
+    first: Tensor
+
+    @classmethod
+    def of(cls, choice: Tensor, x: Tensor) -> Samples:
+        """Sorts the samples on the device, which nobody waits for.
+
+        Args:
+            choice: (N,) of 0 and 1.
+            x: (N, ...), the batch.
+
+        Raises:
+            ValueError, TypeError: ``choice`` is not that. Other values on a GPU stop it with an assertion there.
+        """
+        _check_choice(choice, x)
+        inside = ((choice == 0) | (choice == 1)).all()
+        if choice.device.type == "cpu":
+            if not inside:
+                raise ValueError("path tensor holds values outside 0..1")
+        else:
+            torch._assert_async(inside)
+        choice = choice.to(device=x.device, dtype=torch.long)
+        order = torch.argsort(choice, stable=True).to(torch.int32)
+        first = (len(choice) - choice.sum(0, keepdim=True)).to(torch.int32)
+        return cls(choice, order, first)
+
+
 def run_per_sample(
     run: Callable[[Tensor, str], Tensor], x: Tensor, choice: Tensor, names: Sequence[str] = PATHS
 ) -> Tensor:
@@ -116,6 +155,15 @@ def run_per_sample(
 
 def group_samples(choice: Tensor, x: Tensor, names: Sequence[str] = PATHS) -> list[tuple[str, Tensor]]:
     """Splits a batch by path: pairs of a path name and the rows (M,) of ``x`` that run on it; at least one pair."""
+    _check_choice(choice, x)
+    choice = choice.to(device=x.device, dtype=torch.long)
+    if choice.numel() and not 0 <= int(choice.min()) <= int(choice.max()) < len(names):
+        raise ValueError(f"path tensor holds values outside 0..{len(names) - 1}, which stand for {_listing(names)}")
+    groups = [(name, torch.nonzero(choice == i).flatten()) for i, name in enumerate(names)]
+    return [(name, rows) for name, rows in groups if len(rows)] or [(names[0], choice)]
+
+
+def _check_choice(choice: Tensor, x: Tensor) -> None:
     if choice.dim() != 1 or choice.shape[0] != x.shape[0]:
         raise ValueError(
             f"path tensor has shape {tuple(choice.shape)}: for a batch of {x.shape[0]} ({x.shape[0]},) is needed"
@@ -124,11 +172,6 @@ def group_samples(choice: Tensor, x: Tensor, names: Sequence[str] = PATHS) -> li
         raise TypeError(
             f"path tensor has dtype {choice.dtype}: give integers or booleans, 0 for clean and 1 for adversarial"
         )
-    choice = choice.to(device=x.device, dtype=torch.long)
-    if choice.numel() and not 0 <= int(choice.min()) <= int(choice.max()) < len(names):
-        raise ValueError(f"path tensor holds values outside 0..{len(names) - 1}, which stand for {_listing(names)}")
-    groups = [(name, torch.nonzero(choice == i).flatten()) for i, name in enumerate(names)]
-    return [(name, rows) for name, rows in groups if len(rows)] or [(names[0], choice)]
 
 
 def merge_samples(outputs: Sequence[Tensor], groups: Sequence[tuple[str, Tensor]]) -> Tensor:

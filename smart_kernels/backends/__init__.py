@@ -6,9 +6,12 @@ from smart_kernels.backends.base import Affine, Backend, Run, Verdict
 from smart_kernels.backends.channels import ChannelsBackend
 from smart_kernels.backends.cpu import CpuBackend
 from smart_kernels.backends.dense import DenseBackend
+from smart_kernels.backends.triton import TritonBackend
 
 # In the order of preference where nothing was measured; dense, which runs everything, is last.
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (ChannelsBackend(), CpuBackend(), DenseBackend())}
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (ChannelsBackend(), TritonBackend(), CpuBackend(), DenseBackend())
+}
 
 __all__ = ["BACKENDS", "Affine", "Backend", "Run", "Verdict", "find"]
 

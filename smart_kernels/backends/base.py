@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import FORMATS, PackedWeight
+
+if TYPE_CHECKING:
+    from smart_kernels.paths import Samples
 
 
 class Verdict(NamedTuple):
@@ -41,7 +44,25 @@ class Affine(NamedTuple):
         return second.relu_() if self.relu else second
 
 
+class NoGradient(torch.autograd.Function):
+    """Passes a result on, and refuses the backward pass through it: silence would look like a gradient of zero.
+
+    Registering this with an operator would cost every call ten microseconds outside inference mode.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        raise RuntimeError(
+            "the sparse kernels compute no gradients: take them through the original network, which computes the same"
+        )
+
+
 Run = Callable[[Tensor, Tensor | None], Tensor | tuple[Tensor, Tensor]]
+SampleRun = Callable[[Tensor, Tensor | None, "Samples"], Tensor | tuple[Tensor, Tensor]]
 
 
 class Backend(ABC):
@@ -86,6 +107,30 @@ class Backend(ABC):
 
         The call it returns holds on to the packed tensors of now. With ``affine`` it returns both results.
         """
+
+    def accepts(self, packed: PackedWeight) -> Verdict:
+        """Whether the backend runs this weight of its format."""
+        return Verdict(True)
+
+    def runs_samples(self, packed: PackedWeight) -> bool:
+        """Whether :meth:`bind_samples` can run this weight."""
+        return False
+
+    def bind_samples(
+        self,
+        packed: PackedWeight,
+        geometry: Geometry,
+        scale: Tensor | None,
+        bias: Tensor | None,
+        relu: bool,
+        affine: Affine | None = None,
+    ) -> SampleRun:
+        """As :meth:`bind`, for batches of which each sample has its own path, in one launch and in one batch.
+
+        Args:
+            scale, bias, and those of affine: (2, K), one row a path.
+        """
+        raise NotImplementedError(f"the {self.name} backend runs one path at a time")
 
     def estimate_us(
         self, geometry: Geometry, input_shape: Sequence[int], density: float, device: torch.device

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from smart_kernels import native
-from smart_kernels.backends.base import Affine, Backend, Run, Verdict
+from smart_kernels.backends.base import Affine, Backend, NoGradient, Run, Verdict
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.unstructured import MAX_TAPS, UnstructuredWeight
 
@@ -19,23 +18,6 @@ FLOPS_PER_US = {"avx512": 50e3, "avx2": 25e3, "plain": 6e3}
 COPIED_FLOATS_PER_US = 1e3
 CALL_US = 8.0
 DTYPES = (torch.float32, torch.bfloat16)
-
-
-class _NoGradient(torch.autograd.Function):
-    """Passes a result on, and refuses the backward pass through it: silence would look like a gradient of zero.
-
-    Registering this with the operator would cost every call ten microseconds outside inference mode.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
-        raise RuntimeError(
-            "the sparse kernels compute no gradients: take them through the original network, which computes the same"
-        )
 
 
 class CpuBackend(Backend):
@@ -99,7 +81,7 @@ class CpuBackend(Backend):
             if x.requires_grad and torch.is_grad_enabled():
                 with torch.no_grad():
                     y = run(x, residual)
-                return _NoGradient.apply(x, y) if affine is None else tuple(_NoGradient.apply(x, each) for each in y)
+                return NoGradient.apply(x, y) if affine is None else tuple(NoGradient.apply(x, each) for each in y)
             return op(
                 x, values, codes, segments, numbers, slab_channels, first, last, scale, bias, residual, *last_arguments
             )

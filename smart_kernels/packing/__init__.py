@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from smart_kernels.packing.base import PackedWeight
+from smart_kernels.packing.block import BlockWeight
 from smart_kernels.packing.channels import ChannelWeight
 from smart_kernels.packing.dense import DenseWeight
 from smart_kernels.packing.unstructured import UnstructuredWeight
 
-FORMATS: dict[str, type[PackedWeight]] = {cls.format: cls for cls in (UnstructuredWeight, ChannelWeight, DenseWeight)}
+FORMATS: dict[str, type[PackedWeight]] = {
+    cls.format: cls for cls in (UnstructuredWeight, BlockWeight, ChannelWeight, DenseWeight)
+}
 
-__all__ = ["FORMATS", "ChannelWeight", "DenseWeight", "PackedWeight", "UnstructuredWeight", "pack"]
+__all__ = ["FORMATS", "BlockWeight", "ChannelWeight", "DenseWeight", "PackedWeight", "UnstructuredWeight", "pack"]
 
 
 def pack(weight: Tensor, masks: Mapping[str, Tensor], format: str = "auto") -> PackedWeight:
@@ -22,13 +25,15 @@ def pack(weight: Tensor, masks: Mapping[str, Tensor], format: str = "auto") -> P
     Args:
         weight: (K, C/groups, R, S), floating point, finite where a mask keeps it.
         masks: for one or two paths, the bool mask (K, C/groups, R, S) of the weights it keeps.
-        format: a name in ``FORMATS``; ``"auto"`` takes the one that needs the fewest bytes.
+        format: a name in ``FORMATS``; ``"auto"`` takes the one that needs the fewest bytes, of those with kernels for
+            the weight's device.
 
     Raises:
         ValueError, TypeError: a shape, dtype, number of masks or format that cannot be packed.
     """
     if format == "auto":
-        return min((cls(weight, masks) for cls in FORMATS.values()), key=lambda packed: packed.nbytes)
+        formats = [cls for cls in FORMATS.values() if cls.kernels_on in (None, weight.device.type)]
+        return min((cls(weight, masks) for cls in formats), key=lambda packed: packed.nbytes)
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}: accepted are 'auto', {', '.join(map(repr, FORMATS))}")
     return FORMATS[format](weight, masks)

@@ -18,11 +18,13 @@ class PackedWeight(nn.Module, ABC):
 
     Attributes:
         format: the name ``pack(format=...)`` takes.
+        kernels_on: the only type of device that has kernels for it; None if all have some.
         shape: (K, C/groups, R, S).
         paths: names of the paths, in the order of the masks given.
     """
 
     format: ClassVar[str]
+    kernels_on: ClassVar[str | None] = None
 
     def __init__(self, shape: tuple[int, ...], paths: tuple[str, ...]) -> None:
         super().__init__()

@@ -1,0 +1,1 @@
+"""Bodies of Triton kernels; importing one of these modules imports Triton."""
