@@ -8,10 +8,11 @@ from smart.conversion import convert
 from smart.costs import macs, nonzeros
 from smart.curves import robustness_curves
 from smart.data import ImageData, load_data
+from smart.dial import trade_off
 from smart.evaluate import Evaluation, evaluate
 from smart.layers import DualBatchNorm2d, SmartConv2d, SmartNet
 from smart.models import create_model, list_models
-from smart.objectives import smart_loss
+from smart.objectives import dial_loss, smart_loss
 from smart.recipes import demo_config
 from smart.rewire import Rewirer
 from smart.sanity import sanity_checks
@@ -34,6 +35,7 @@ __all__ = [
     "convert",
     "create_model",
     "demo_config",
+    "dial_loss",
     "evaluate",
     "fgsm",
     "list_models",
@@ -49,6 +51,7 @@ __all__ = [
     "save_dense",
     "smart_loss",
     "square",
+    "trade_off",
     "train",
     "verify_robustness",
 ]

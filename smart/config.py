@@ -13,6 +13,7 @@ from smart.rewire import METHODS, REDISTRIBUTE, SCHEDULES, check_method
 from smart_kernels.patterns import Unstructured
 
 LR_SCHEDULES = ("cosine", "constant")
+DIAL = ("ends", "sampled")
 REWIRE_UNITS = ("epochs", "steps")
 
 
@@ -30,6 +31,9 @@ class TrainConfig:
         rewire, redistribute, prune_rate, prune_schedule, rewire_until: how masks learn; ``method``, ``redistribute``,
             ``prune_rate``, ``schedule`` and ``until`` of :class:`smart.Rewirer`.
         rewire_every, rewire_unit: the time between two rewirings, in ``"epochs"`` (at their starts) or ``"steps"``.
+        dial: ``"ends"``: each step trains the two paths by :func:`smart.smart_loss`; ``"sampled"``: every other step
+            trains, by :func:`smart.dial_loss`, the dial at one lambda drawn evenly from (0, 1), at the same cost. In a
+            run's log the losses and accuracies are then means over both kinds of steps.
         crop_padding, flip: augmentation, see :func:`smart.data.batches`.
         seed: of everything random in training; the model has its own.
 
@@ -55,6 +59,7 @@ class TrainConfig:
     rewire_every: int = 1
     rewire_unit: str = "epochs"
     rewire_until: float = 1.0
+    dial: str = "ends"
     crop_padding: int = 4
     flip: bool = True
     seed: int = 0
@@ -120,6 +125,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "rewire": METHODS,
     "redistribute": REDISTRIBUTE,
     "rewire_unit": REWIRE_UNITS,
+    "dial": DIAL,
 }
 
 

@@ -124,6 +124,7 @@ def evaluate(
     losses = {name: dict.fromkeys(attacks, 0.0) for name in configurations}
     withstood = {name: torch.ones(len(images), dtype=torch.bool) for name in configurations}
     device = next(model.parameters()).device
+    _check_labels(model, as_floats(images[:1].to(device)), labels)
     starts = range(0, len(images), batch_size)
     bar = tqdm(
         total=len(attacks) * len(configurations) * len(starts), desc="evaluate", unit="batch", disable=not progress
@@ -157,3 +158,14 @@ def evaluate(
             for attack, by_attacked in correct.items()
         }
     return table
+
+
+def _check_labels(model: nn.Module, image: Tensor, labels: Tensor) -> None:
+    """Raises ValueError where a label is no class of the model's."""
+    with eval_mode(model), torch.no_grad():
+        classes = model(image).shape[1]
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"labels range from {labels.min()} to {labels.max()}: the model has {classes} classes, "
+            f"give 0 to {classes - 1}"
+        )

@@ -8,7 +8,7 @@ import platform
 import torch
 
 from smart.allocation import ALLOCATIONS
-from smart.config import LR_SCHEDULES, REWIRE_UNITS
+from smart.config import DIAL, LR_SCHEDULES, REWIRE_UNITS
 from smart.layer_policy import LAYER_WORDS
 from smart.masks import OVERLAPS
 from smart.models import list_models
@@ -41,6 +41,7 @@ WORDS = {
     "rewire_unit": ", ".join(REWIRE_UNITS),
     "prune_schedule": ", ".join(SCHEDULES),
     "lr_schedule": ", ".join(LR_SCHEDULES),
+    "dial": ", ".join(DIAL),
 }
 
 

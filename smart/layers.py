@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -238,13 +238,24 @@ def smart_convs(model: nn.Module) -> dict[str, SmartConv2d]:
     return {name: module for name, module in model.named_modules() if isinstance(module, SmartConv2d)}
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> AbstractContextManager[None]:
     """Puts every module into eval mode until the block ends, then gives each its own ``training`` flag back."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
+    return _in_eval_mode(list(model.modules()))
+
+
+def frozen_norms(model: nn.Module) -> AbstractContextManager[None]:
+    """As :func:`eval_mode`, for the batch norms of both paths alone: their statistics are used and not updated."""
+    duals = [module for module in model.modules() if isinstance(module, DualBatchNorm2d)]
+    return _in_eval_mode([norm for dual in duals for norm in dual.norms.values()])
+
+
+@contextmanager
+def _in_eval_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
+    flags = [module.training for module in modules]
+    for module in modules:
+        module.training = False
     try:
         yield
     finally:
-        for module, training in flags:
+        for module, training in zip(modules, flags, strict=True):
             module.training = training

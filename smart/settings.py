@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from smart.allocation import ALLOCATIONS
-from smart.config import LR_SCHEDULES, REWIRE_UNITS, TrainConfig
+from smart.config import DIAL, LR_SCHEDULES, REWIRE_UNITS, TrainConfig
 from smart.data import ImageData, load_data
 from smart.datasets import DATASETS
 from smart.layer_policy import LAYER_WORDS, read_layers
@@ -190,6 +190,7 @@ _TRAINING_HELP = {
     "rewire_every": "epochs, or steps, between rewirings",
     "rewire_unit": f"of that: {', '.join(REWIRE_UNITS)}",
     "rewire_until": "part of training after which masks stay",
+    "dial": f"train the two paths alone, or every other step at a sampled lambda: {', '.join(DIAL)}",
     "crop_padding": f"augmentation: shift images by up to so many pixels; none unless given for {_PLAIN}",
     "flip": f"augmentation: mirror every other image; not unless given for {_PLAIN}",
     "seed": "of the weights, the masks and everything random in training",

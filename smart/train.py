@@ -18,8 +18,9 @@ from smart.config import TrainConfig
 from smart.costs import nonzeros
 from smart.data import ImageData, batches
 from smart.evaluate import evaluate
-from smart.layers import SmartNet, eval_mode
-from smart.objectives import SmartLoss, smart_loss
+from smart.fit import check_fit
+from smart.layers import SmartNet
+from smart.objectives import SmartLoss, dial_loss, smart_loss
 from smart.rewire import Rewirer, check_method
 from smart.runs import RunFolder
 from smart.seeds import derive_seed, seeded
@@ -84,10 +85,10 @@ def train(
         ValueError: data that does not fit the model; resuming with other settings; a damaged checkpoint.
         FileExistsError, FileNotFoundError: ``out`` holds a run, or none to resume.
         OSError: ``out`` cannot be written.
-        RuntimeError: the loss is no longer finite.
+        RuntimeError: the loss, or a weight, is no longer finite; the folder keeps the last good epoch.
     """
     config = config or TrainConfig()
-    _check_fit(model, data)
+    check_fit(model, data)
     check_method(config.rewire, config.redistribute, patterns.parse(model.pattern))
     if resume and out is None:
         raise ValueError("resume needs the run folder: give out")
@@ -168,6 +169,9 @@ class _Run:
                     adv=f"{outcome.adv_loss.item():.3f}",
                     refresh=False,
                 )
+        for name, tensor in self.model.state_dict().items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise self._diverged(f"after the last step of epoch {epoch + 1} {name} is not finite")
         means = dict(zip(SmartLoss._fields, (totals / self.steps).tolist(), strict=True))
         row = {"lr": self.optimizer.param_groups[0]["lr"], **means, **self._validate(), "prune_rate": rate}
         counts = nonzeros(self.model)
@@ -193,27 +197,41 @@ class _Run:
             lr = 0.5 * config.lr * (1 + math.cos(math.pi * step / (config.epochs * self.steps)))
             self.optimizer.param_groups[0]["lr"] = lr
         half = len(x) // 2
+        at = self._lambda(step, generator)
         adv = pgd(
             self.model,
             x[half:],
             y[half:],
-            "adv",
+            "adv" if at is None else at,
             config.eps,
             config.attack_step,
             config.attack_steps,
             generator=generator,
         )
-        outcome = smart_loss(self.model, x[:half], y[:half], adv, y[half:])
+        images = x[:half], y[:half], adv, y[half:]
+        outcome = smart_loss(self.model, *images) if at is None else dial_loss(self.model, *images, at)
         if not bool(outcome.loss.isfinite()):
-            raise RuntimeError(
-                f"the loss is {outcome.loss.item()} in {place}: lower lr (now {config.lr:g}) and start again, "
-                "or check the images for extreme values"
-            )
+            raise self._diverged(f"the loss is {outcome.loss.item()} in {place}")
         self.optimizer.zero_grad(set_to_none=True)
         outcome.loss.backward()
         self.optimizer.step()
         self.rewirer.after_step()
         return outcome
+
+    def _lambda(self, step: int, generator: torch.Generator) -> float | None:
+        """Where on the dial a step trains; None: both its ends."""
+        if self.config.dial == "ends" or step % 2 == 0:
+            return None
+        # Never an end itself.
+        return float(torch.rand((), generator=generator).clamp(1e-3, 1 - 1e-3))
+
+    def _diverged(self, what: str) -> RuntimeError:
+        kept = "no epoch was kept"
+        if self.history and self.folder is not None:
+            kept = f"{self.folder.last} keeps epoch {self.history[-1]['epoch']}"
+        return RuntimeError(
+            f"{what}; {kept}: lower lr (now {self.config.lr:g}) and start again, or check the images for extreme values"
+        )
 
     def _validate(self) -> dict[str, float]:
         config = self.config
@@ -268,22 +286,3 @@ class _Run:
 
 def _score(row: dict[str, Any]) -> float:
     return row["val_clean"] + row["val_adv"]
-
-
-def _check_fit(model: SmartNet, data: ImageData) -> None:
-    if not isinstance(model, SmartNet):
-        raise TypeError(f"model is a {type(model).__name__}: make it with smart.create_model or smart.convert")
-    channels = data.image_shape[0]
-    if channels != model.in_channels:
-        raise ValueError(
-            f"{data.name} has images of {channels} channels, the model takes {model.in_channels}: set in_channels"
-        )
-    if len(data.train[0]) < 4:
-        raise ValueError(f"{data.name} has {len(data.train[0])} training images: give at least 4, two for each path")
-    with eval_mode(model), torch.no_grad():
-        logits = model(data.floats("train", 1).to(model.mean.device))
-    if logits.dim() != 2 or logits.shape[1] < data.num_classes:
-        raise ValueError(
-            f"the model's output has shape (N, {', '.join(map(str, logits.shape[1:]))}), {data.name} has "
-            f"{data.num_classes} classes: build it with num_classes={data.num_classes}"
-        )

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a two-path network",
     "eval": "accuracy of a checkpoint's paths, clean and attacked",
     "curve": "accuracy of a checkpoint's paths against the radius of the attack",
+    "dial": "the trade-off curve of a checkpoint: accuracy and robustness at every position of its dials",
     "sanity": "check whether a checkpoint's robustness can be believed, or gradients are masked",
     "compare": "runs beside each other: accuracy, robustness, non-zero weights, multiplications",
     "swap": "turn a checkpoint into a network that skips its zeros",

@@ -176,6 +176,58 @@ def test_training_attacks_the_adversarial_path_with_the_second_half(monkeypatch)
     assert seen == [(8, "adv", CONFIG.eps, CONFIG.attack_step, CONFIG.attack_steps)] * 3
 
 
+def test_a_sampled_dial_trains_every_other_step_at_a_lambda(monkeypatch):
+    seen = []
+
+    def record(model, x, y, path, *args, **kwargs):
+        seen.append(path)
+        return pgd(model, x, y, path, *args, **kwargs)
+
+    monkeypatch.setattr(sys.modules["smart.train"], "pgd", record)
+    train_quietly(fresh(), config=TrainConfig.from_dict({**CONFIG.to_dict(), "dial": "sampled"}))
+    assert len(seen) == 12 and set(seen[::2]) == {"adv"}
+    assert all(0 < path < 1 for path in seen[1::2]) and len(set(seen[1::2])) == 6
+
+
+def test_training_with_a_sampled_dial_resumes_to_the_same_numbers(tmp_path):
+    config = TrainConfig.from_dict({**CONFIG.to_dict(), "epochs": 3, "dial": "sampled"})
+    whole = fresh()
+    train_quietly(whole, tmp_path / "whole", config)
+    stopped = fresh()
+    hook = interrupt_after(stopped, 40)
+    with pytest.raises(KeyboardInterrupt):
+        train_quietly(stopped, tmp_path / "stopped", config)
+    hook.remove()
+    resumed = fresh()
+    train_quietly(resumed, tmp_path / "stopped", config, resume=True)
+    assert len(log_rows(tmp_path / "stopped")) == 3
+    assert_same_state(state_of(whole), state_of(resumed))
+
+
+@pytest.mark.parametrize("poisoned", ["loss", "weights"])
+def test_numbers_gone_bad_stop_the_run_and_the_last_good_epoch_stays(poisoned, tmp_path, monkeypatch):
+    model, steps = fresh(), [0]
+    good = pgd
+
+    def spoil(*args, **kwargs):
+        steps[0] += 1
+        if poisoned == "loss" and steps[0] == 5:  # the second step of the second epoch
+            return torch.full_like(args[1], float("nan"))
+        if poisoned == "weights" and steps[0] == 6:  # the last step of that epoch
+            model.net[4].bias.register_hook(lambda gradient: gradient * float("inf"))
+        return good(*args, **kwargs)
+
+    monkeypatch.setattr(sys.modules["smart.train"], "pgd", spoil)
+    where = {"loss": r"the loss is nan in epoch 2, step 2 of 3", "weights": "last step of epoch 2 net.4.bias is not"}
+    with pytest.raises(RuntimeError, match=rf"{where[poisoned]}.*last\.safetensors keeps epoch 1.*lower lr"):
+        train_quietly(model, tmp_path)
+    monkeypatch.undo()
+    assert len(log_rows(tmp_path)) == 1
+    resumed = fresh()
+    result = train_quietly(resumed, tmp_path, resume=True)
+    assert len(result.history) == 4 and all(value.isfinite().all() for value in resumed.state_dict().values())
+
+
 def test_a_folder_with_a_run_is_not_overwritten_by_accident(uninterrupted, tmp_path):
     _, _, out, _ = uninterrupted
     with pytest.raises(FileExistsError, match="already holds a run"):
@@ -204,7 +256,7 @@ def test_unwritable_folder(tmp_path):
 
 def test_diverging_training_says_where():
     config = TrainConfig.from_dict({**CONFIG.to_dict(), "lr": 1000.0, "momentum": 0.0, "weight_decay": 1.0})
-    with pytest.raises(RuntimeError, match=r"epoch \d+, step \d+ of 3: lower lr|lower the learning rate"):
+    with pytest.raises(RuntimeError, match=r"epoch \d+.*: lower lr|lower the learning rate"):
         train_quietly(make_model(), config=TrainConfig.from_dict({**config.to_dict(), "epochs": 20}))
 
 
@@ -239,6 +291,7 @@ def test_config_round_trip_and_text_numbers():
         ({"eps": 8}, ValueError, r"eps is 8: .* did you mean 8/255\?"),
         ({"attack_step": "2"}, ValueError, r"did you mean 2/255\?"),
         ({"rewire": "rigl", "redistribute": "momentum"}, ValueError, "keeps no momentum"),
+        ({"dial": "often"}, ValueError, "ends, sampled"),
         ({"rewire": "set"}, ValueError, "sparse_momentum, rigl, static"),
         ({"prune_schedule": "step"}, ValueError, "linear, cosine, constant"),
         ({"redistribute": "some"}, ValueError, "auto, momentum, none"),

@@ -24,12 +24,27 @@ def test_names_and_both_ends_of_the_dial_are_names():
         (float("nan"), r"lambda is nan: it must lie in \[0, 1\]"),
         (True, "path is a bool"),
         (None, "path is a NoneType"),
-        ([0, 1], "path is a list"),
+        ([0, 1], "a sequence of 2, one for each stage of the network: it has no stages"),
+        ({0: 1}, "path is a dict"),
     ],
 )
 def test_anything_else_is_refused(path, message):
     with pytest.raises((ValueError, TypeError), match=message):
         paths.resolve(path)
+
+
+def test_a_path_for_each_stage():
+    assert paths.resolve(("clean", 1, 0.5), stages=3) == ("clean", "adv", 0.5)
+    assert paths.resolve(["adv", 1.0], stages=2) == "adv"
+    with paths.running(("clean", "adv")):
+        assert [paths.current(stage) for stage in (0, 1)] == ["clean", "adv"]
+        with paths.running("adv"):
+            assert paths.current(0) == "adv"
+        assert paths.current(0) == "clean"
+    with pytest.raises(ValueError, match="a sequence of 2, one for each stage of the network: it has 3 stages"):
+        paths.resolve(("clean", "adv"), stages=3)
+    with pytest.raises(TypeError, match="path is a tuple"):
+        paths.resolve(("clean", ("adv",)), stages=2)
 
 
 def test_threads_see_their_own_path():
