@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -238,24 +238,31 @@ def smart_convs(model: nn.Module) -> dict[str, SmartConv2d]:
     return {name: module for name, module in model.named_modules() if isinstance(module, SmartConv2d)}
 
 
-def eval_mode(model: nn.Module) -> AbstractContextManager[None]:
-    """Puts every module into eval mode until the block ends, then gives each its own ``training`` flag back."""
-    return _in_eval_mode(list(model.modules()))
-
-
-def frozen_norms(model: nn.Module) -> AbstractContextManager[None]:
-    """As :func:`eval_mode`, for the batch norms of both paths alone: their statistics are used and not updated."""
-    duals = [module for module in model.modules() if isinstance(module, DualBatchNorm2d)]
-    return _in_eval_mode([norm for dual in duals for norm in dual.norms.values()])
-
-
 @contextmanager
-def _in_eval_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
-    flags = [module.training for module in modules]
-    for module in modules:
-        module.training = False
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts every module into eval mode until the block ends, then gives each its own ``training`` flag back."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
         yield
     finally:
-        for module, training in zip(modules, flags, strict=True):
+        for module, training in flags:
             module.training = training
+
+
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norms of the two paths do not update their running statistics until the block ends.
+
+    In training mode they still norm by those of the batch.
+    """
+    duals = [module for module in model.modules() if isinstance(module, DualBatchNorm2d)]
+    flags = [(norm, norm.track_running_stats) for dual in duals for norm in dual.norms.values()]
+    for norm, _ in flags:
+        # To torch's own norms in training mode, one without running statistics is one that does not touch them.
+        norm.track_running_stats = norm.track_running_stats and not norm.training
+    try:
+        yield
+    finally:
+        for norm, tracks in flags:
+            norm.track_running_stats = tracks

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smart.layers import frozen_norms
+from smart.layers import kept_statistics
 
 
 class SmartLoss(NamedTuple):
@@ -35,15 +35,15 @@ def smart_loss(model: nn.Module, x_clean: Tensor, y_clean: Tensor, x_adv: Tensor
 def dial_loss(model: nn.Module, x_clean: Tensor, y_clean: Tensor, x_adv: Tensor, y_adv: Tensor, at: float) -> SmartLoss:
     """(1 - l) * CE(clean images) + l * CE(attacked images), both through the path at lambda l, strictly in (0, 1).
 
-    It trains the dial between the paths, as OAT trains its own (Wang et al. 2020). Batch norms run on their running
-    statistics, as they do when the dial is used, and do not change them: they are of the two paths' own images. That
-    SMART's dial should be trained like this is our choice.
+    It trains the dial between the paths, as OAT trains its own (Wang et al. 2020). Batch norms norm by the batch and
+    leave their running statistics alone, which stay those of the two paths' own images. That SMART's dial should be
+    trained like this is our choice.
 
     Args:
         x_clean, y_clean, x_adv, y_adv: as for :func:`smart_loss`; ``x_adv`` attacked at this lambda.
         at: lambda.
     """
-    with frozen_norms(model):
+    with kept_statistics(model):
         return _weighted(model, x_clean, y_clean, x_adv, y_adv, (at, at), at)
 
 

@@ -23,9 +23,9 @@ def test_the_loss_of_the_dial_weighs_by_lambda_and_leaves_the_statistics(model, 
     part = dial_loss(model, x[:4], y[:4], 1 - x, y, 0.3)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
-    # Without dropout, eval mode is what the frozen norms compute.
-    model.eval()
+    assert all(norm.track_running_stats for norm in model.net[1].norms.values())
     clean, adv = model(x[:4], path=0.3), model(1 - x, path=0.3)
+    assert any(not torch.equal(value, before[key]) for key, value in model.state_dict().items())
     torch.testing.assert_close(part.loss, 0.7 * F.cross_entropy(clean, y[:4]) + 0.3 * F.cross_entropy(adv, y))
     part.loss.backward()
     norms = model.net[1].norms
