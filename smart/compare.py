@@ -165,7 +165,7 @@ def _from_card(card: dict[str, Any]) -> dict[str, Any] | None:
     return {
         "clean": clean / 100,
         "robust": robust / 100,
-        "attack": f"{' and '.join(names)}, eps {card['eps']}",
+        "attack": f"{' + '.join(names)}, eps {card['eps']}",
         "measured_on": f"{card['n_examples']} {card['split']} images",
     }
 

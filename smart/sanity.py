@@ -26,8 +26,8 @@ NOISE = 0.01
 GAP = 0.05
 # In units of the radius that is checked; the last, all of [0, 1], is checked on its own.
 FACTORS = (0, 0.25, 0.5, 1, 2)
-# Of the step that an attack without bounds takes.
-UNBOUNDED_STEP = 0.1
+# Of an attack without bounds, which has to cross all of [0, 1]: several times if it turns back.
+UNBOUNDED_STEP, UNBOUNDED_STEPS = 0.1, 40
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,14 @@ def sanity_checks(
         raise ValueError(f"eps is {eps}: give a radius above 0, such as 8/255, to check an attack at")
     common = {"paths": paths, "lambdas": lambdas, "restarts": restarts, "batch_size": batch_size, "seed": seed}
     pgd, strong, other = f"pgd{steps}", f"pgd{5 * steps}", f"pgd{steps}-cw"
+    free = f"pgd{max(steps, UNBOUNDED_STEPS)}"
     black_box = f"square{queries}"
     radii = [min(1.0, factor * eps) for factor in FACTORS]
     parts: dict[str, Callable[[], Any]] = {
         "white boxes": lambda: evaluate(model, data, [pgd, strong, other], eps=eps, transfer=True, **common),
         "others": lambda: evaluate(model, data, ["fgsm", black_box], eps=eps, **common),
         "curve": lambda: robustness_curves(model, data, radii, pgd, **common),
-        "unbounded": lambda: evaluate(model, data, [strong, f"{strong}-cw"], eps=1.0, step=UNBOUNDED_STEP, **common),
+        "unbounded": lambda: evaluate(model, data, [free, f"{free}-cw"], eps=1.0, step=UNBOUNDED_STEP, **common),
     }
     found = {name: parts[name]() for name in (progress(list(parts)) if progress else parts)}
     white, others = found["white boxes"], found["others"]

@@ -14,15 +14,16 @@ from smart.datasets.base import Dataset, Splits, register
 from smart.datasets.files import check_md5, labels_of, missing
 
 PAGE = "https://github.com/zalandoresearch/fashion-mnist"
-# Where they may lie within the root: as they come, and where torchvision puts them.
+# Where they may lie within the root: as they come, and where Debian and torchvision put them.
 FOLDERS = ("", "fashion-mnist", "FashionMNIST/raw")
 COUNTS = {"train": 60_000, "t10k": 10_000}
 SPLITS = {"train": "train", "t10k": "test"}
+# As published, and as Debian's package dataset-fashion-mnist holds them, without the names that gzip keeps.
 MD5 = {
-    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
-    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
-    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+    "train-images-idx3-ubyte.gz": ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "cf8536b0aa1a6ac5fa3f23001093305c"),
+    "train-labels-idx1-ubyte.gz": ("25c81989df183df01b3e8a0aad5dffbe", "10bea18fdb374794d4bb42e356e600c9"),
+    "t10k-images-idx3-ubyte.gz": ("bef4ecab320f06d8554ea6380940ec79", "f78720b4224f21cce2f2ccf2d7a94c9a"),
+    "t10k-labels-idx1-ubyte.gz": ("bb300cfdad3c16e7a12a480ee83cd310", "0d30e22e447f3c33dab9ed536400ac01"),
 }
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
 CLASSES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
@@ -55,7 +56,7 @@ def _find(root: Path, name: str) -> Path:
 def _read_idx(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     """An array of bytes: two zeros, the type 8, the number of dimensions, their sizes as big-endian int32, the data."""
     if file.suffix == ".gz":
-        check_md5(file, "Fashion-MNIST", MD5[file.name])
+        check_md5(file, "Fashion-MNIST", *MD5[file.name])
     header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">i4").tobytes()
     size = int(np.prod(shape))
     try:

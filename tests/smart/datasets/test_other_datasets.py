@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import io
 import struct
 import tarfile
+import warnings
 
 import numpy as np
 import pytest
@@ -178,6 +180,18 @@ def test_fashion_mnist(compressed, folder, tmp_path):
 def test_fashion_mnist_refuses_what_it_is_not(options, words, compressed, tmp_path):
     write_fashion(tmp_path, compressed, **options)
     with pytest.raises(ValueError, match=words):
+        read_fashion_mnist(tmp_path, {"train": 3, "t10k": 2})
+
+
+def test_fashion_mnist_knows_published_and_packaged_files(tmp_path, monkeypatch):
+    write_fashion(tmp_path)
+    digests = {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in tmp_path.iterdir()}
+    monkeypatch.setattr("smart.datasets.fashion_mnist.MD5", {name: ("other", md5) for name, md5 in digests.items()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_fashion_mnist(tmp_path, {"train": 3, "t10k": 2})
+    monkeypatch.setattr("smart.datasets.fashion_mnist.MD5", dict.fromkeys(digests, ("published", "packaged")))
+    with pytest.warns(UserWarning, match="train-images-idx3-ubyte.gz is not the published file .* published published"):
         read_fashion_mnist(tmp_path, {"train": 3, "t10k": 2})
 
 
