@@ -124,7 +124,7 @@ def evaluate(
     losses = {name: dict.fromkeys(attacks, 0.0) for name in configurations}
     withstood = {name: torch.ones(len(images), dtype=torch.bool) for name in configurations}
     device = next(model.parameters()).device
-    _check_labels(model, as_floats(images[:1].to(device)), labels)
+    _check_labels(model, next(iter(configurations.values())), as_floats(images[:1].to(device)), labels)
     starts = range(0, len(images), batch_size)
     bar = tqdm(
         total=len(attacks) * len(configurations) * len(starts), desc="evaluate", unit="batch", disable=not progress
@@ -160,10 +160,10 @@ def evaluate(
     return table
 
 
-def _check_labels(model: nn.Module, image: Tensor, labels: Tensor) -> None:
+def _check_labels(model: nn.Module, path: Any, image: Tensor, labels: Tensor) -> None:
     """Raises ValueError where a label is no class of the model's."""
     with eval_mode(model), torch.no_grad():
-        classes = model(image).shape[1]
+        classes = model(image, path=path).shape[1]
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(
             f"labels range from {labels.min()} to {labels.max()}: the model has {classes} classes, "
