@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import pytest
 import yaml
 from calls import QUICK, assert_refused
+from small import make_data
 
 from smart import settings, text
 from smart.allocation import ALLOCATIONS
 from smart.checkpoint import load_checkpoint, read_checkpoint
 from smart.config import TrainConfig
+from smart.datasets import DATASETS
 from smart.layers import smart_convs
 from smart.rewire import METHODS, REDISTRIBUTE, SCHEDULES
 
@@ -159,3 +162,25 @@ def test_bad_config_file(content, words, tmp_path, smart):
     file = tmp_path / "x.yaml"
     file.write_text(content)
     assert_refused(smart("train", "--config", file, "--out", tmp_path / "run"), 2, "x.yaml", *words)
+
+
+def test_a_data_set_by_name_is_found_again_from_elsewhere(tmp_path, smart, monkeypatch):
+    images, labels = make_data(60).train
+    asked = []
+
+    def read(root):
+        asked.append(str(root))
+        splits = {"train": ((images * 255).byte(), labels), "test": ((images[:9] * 255).byte(), labels[:9])}
+        return splits, ["a", "b", "c"]
+
+    monkeypatch.setitem(DATASETS, "cifar10", dataclasses.replace(DATASETS["cifar10"], read=read))
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "run"
+    flags = ["--data", "cifar10", "--data-root", "kept", "--epochs", 1, "--out", out, *QUICK]
+    code, said, err = smart("train", *flags)
+    assert code == 0 and "cifar10: 54 train, 6 val, 9 test images" in said, err
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    code, said, _ = smart("eval", out / "best.safetensors", "--attacks", "clean", "--no-progress")
+    assert code == 0 and "cifar10, 9 test images" in said
+    assert asked == [str(tmp_path / "kept")] * 2
