@@ -7,6 +7,7 @@ safe. Networks of strangers come as :func:`smart_kernels.save` writes them.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -150,6 +151,8 @@ def _read_about(file: Path) -> dict[str, Any]:
 
 
 def _check_machine(file: Path, about: Mapping[str, Any]) -> None:
+    if any("triton" in name for name in about["operators"]) and importlib.util.find_spec("triton"):
+        importlib.import_module("smart_kernels.triton_ops")  # registers them
     for name in about["operators"]:
         namespace, _, operator = name.partition("::")
         if not hasattr(getattr(torch.ops, namespace), operator.partition(".")[0]):

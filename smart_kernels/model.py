@@ -14,6 +14,7 @@ from smart_kernels.backends.cpu import DTYPES
 from smart_kernels.modules import SparseConv2d
 from smart_kernels.packing import PackedWeight
 from smart_kernels.planner import AUTO, DENSE, Choice, Planner
+from smart_kernels.protocol import reads_path
 from smart_kernels.report import Report, Row
 from smart_kernels.timing import interleave, percentile
 from smart_kernels.timings import SHARED, Timings
@@ -66,14 +67,30 @@ class SparseModel(nn.Module):
         Returns:
             What the original returns.
         """
+        if isinstance(path, Tensor) and self._runs_samples():
+            return self._run(x, paths.Samples.of(path, x))
         if isinstance(path, Tensor):
             return paths.run_per_sample(self._run, x, path, self.paths)
         return self._run(x, paths.resolve(path, self.paths))
 
-    def _run(self, x: Tensor, path: str | float) -> Any:
+    def _runs_samples(self) -> bool:
+        """Whether all layers run each sample on its own path, so that the batch need not be split."""
+        if self.uncaptured or not self._takes_path or len(self.paths) < 2:
+            return False
+        convs = [conv for _, conv in self._convs()]
+        others = [module for module in self.net.modules() if not isinstance(module, SparseConv2d)]
+        # Where all are dense there is no kernel whose launches could be saved.
+        return (
+            any(conv.backend != DENSE for conv in convs)
+            and all(conv.runs_samples for conv in convs)
+            and not any(reads_path(module) for module in others)
+        )
+
+    def _run(self, x: Tensor, path: str | float | paths.Samples) -> Any:
         # Layers that were left as they were read the path from here.
         with paths.running(path):
-            net = self._graph_for(x) if self.runs_programs and _may_run_programs(x) else self.net
+            programs = self.runs_programs and not isinstance(path, paths.Samples) and _may_run_programs(x)
+            net = self._graph_for(x) if programs else self.net
             return net(x, path=path) if self._takes_path else net(x)
 
     def _graph_for(self, x: Tensor) -> nn.Module:

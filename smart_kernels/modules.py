@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smart_kernels import paths
-from smart_kernels.backends import Affine, Run, find
+from smart_kernels.backends import Affine, Run, SampleRun, find
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import PackedWeight
+from smart_kernels.paths import Samples
 
 MAX_BOUND = 8  # paths a convolution keeps ready to run: the named ones and a few lambdas
 
@@ -26,12 +27,18 @@ class PerPathTensors(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor.detach().contiguous())
 
-    def of(self, path: str | float) -> Tensor:
-        """The tensor of a resolved path."""
+    def of(self, path: str | float | Samples) -> Tensor:
+        """The tensor of a resolved path; for paths of samples (N, ...), one tensor each."""
+        if isinstance(path, Samples):
+            return self.stacked()[path.choice]
         if isinstance(path, str):
             return getattr(self, path)
         first, second = getattr(self, self.names[0]), getattr(self, self.names[-1])
         return first * (1 - path) + second * path
+
+    def stacked(self) -> Tensor:
+        """Those of both paths, (2, ...)."""
+        return torch.stack([getattr(self, name) for name in (self.names[0], self.names[-1])])
 
     def as_dict(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self.names}
@@ -74,26 +81,36 @@ class SparseConv2d(nn.Module):
         self.pad = pad
         self.second = second
         self.input_shape = None if input_shape is None else tuple(input_shape)
-        self._bound: dict[str | float, Run] = {}
+        self._bound: dict[str | float | type[Samples], Run | SampleRun] = {}
         self.register_load_state_dict_post_hook(_forget_bound)
 
     def forward(
-        self, x: Tensor, path: str | float | None = None, residual: Tensor | None = None
+        self, x: Tensor, path: str | float | Samples | None = None, residual: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """(N, C, H, W) -> (N, K, P, Q) on a resolved path; None means the path of the call under way."""
+        """(N, C, H, W) -> (N, K, P, Q) on a resolved path; None means the path of the call under way.
+
+        Each sample may have its own if ``runs_samples`` says so.
+        """
         if path is None:
             path = paths.current()
         if self.pad is not None:
             x = F.pad(x, *self.pad)
+        samples = (path,) if isinstance(path, Samples) else ()
+        key = Samples if samples else path
         if torch.compiler.is_compiling():
             # A graph must see the buffers themselves: what a kept call holds would become constants, stored again.
-            return self._bind(path)(x, residual)
-        run = self._bound.get(path)
+            return self._bind(key)(x, residual, *samples)
+        run = self._bound.get(key)
         if run is None:
             if len(self._bound) >= MAX_BOUND:
                 self._bound.clear()
-            run = self._bound[path] = self._bind(path)
-        return run(x, residual)
+            run = self._bound[key] = self._bind(key)
+        return run(x, residual, *samples)
+
+    @property
+    def runs_samples(self) -> bool:
+        """Whether it runs batches of which each sample has its own path, in one launch."""
+        return find(self.backend).runs_samples(self.packed)
 
     @staticmethod
     def kernel_shape(input_shape: torch.Size, pad: tuple[Sequence[int], str] | None) -> torch.Size:
@@ -107,19 +124,26 @@ class SparseConv2d(nn.Module):
         self.packed, self.backend = packed, backend
         self._bound.clear()
 
-    def _bind(self, path: str | float) -> Run:
+    def _bind(self, path: str | float | type[Samples]) -> Run | SampleRun:
         backend, values = find(self.backend), next(self.packed.buffers())
         if not (verdict := backend.supports(self.geometry, values.dtype, values.device)):
             raise RuntimeError(
                 f"a layer planned for the {self.backend} backend was moved: {verdict.why}; "
                 "move the whole swapped network, which is then planned anew, not parts of it"
             )
-        scale = None if self.scale is None else self.scale.of(path)
-        bias = None if self.bias is None else self.bias.of(path)
+
+        def of(tensors: PerPathTensors) -> Tensor:
+            return tensors.stacked() if path is Samples else tensors.of(path)
+
+        scale = None if self.scale is None else of(self.scale)
+        bias = None if self.bias is None else of(self.bias)
         affine = None
         if self.second is not None:
-            # Its tensors are (K, 1, 1).
-            affine = Affine(self.second.scale.of(path).flatten(), self.second.bias.of(path).flatten(), self.second.relu)
+            # Its tensors end with (K, 1, 1).
+            second = (of(self.second.scale), of(self.second.bias))
+            affine = Affine(*(each.flatten(-3) for each in second), self.second.relu)
+        if path is Samples:
+            return backend.bind_samples(self.packed, self.geometry, scale, bias, self.relu, affine)
         return backend.bind(self.packed, self.geometry, path, scale, bias, self.relu, affine)
 
     def _apply(self, *args: Any, **kwargs: Any) -> SparseConv2d:
@@ -146,6 +170,11 @@ class SparseLinear(SparseConv2d):
         features = self.geometry.weight_shape[0]
         return super().forward(x.reshape(-1, x.shape[-1], 1, 1), path).reshape(*x.shape[:-1], features)
 
+    @property
+    def runs_samples(self) -> bool:
+        """No: what it takes for a sample is a row, of which a batch may have several for each."""
+        return False
+
     @staticmethod
     def kernel_shape(input_shape: torch.Size, pad: tuple[Sequence[int], str] | None) -> torch.Size:
         """The (N, C, 1, 1) that reaches the kernel for an input of this shape."""
@@ -166,7 +195,7 @@ class PathAffine(nn.Module):
         self.bias = PerPathTensors({name: value[:, None, None] for name, value in bias.items()})
         self.relu = relu
 
-    def forward(self, x: Tensor, path: str | float | None = None) -> Tensor:
+    def forward(self, x: Tensor, path: str | float | Samples | None = None) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         if path is None:
             path = paths.current()

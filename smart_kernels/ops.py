@@ -11,7 +11,7 @@ from smart_kernels import native
 from smart_kernels.backends import BACKENDS, Backend
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import PackedWeight
-from smart_kernels.paths import group_samples, merge_samples, resolve
+from smart_kernels.paths import Samples, group_samples, merge_samples, resolve
 
 PerPath = Tensor | Mapping[str, Tensor]
 
@@ -82,6 +82,12 @@ def sparse_conv2d(
     """
     geometry = Geometry.of(packed.shape, stride, padding, dilation, groups)
     check_operands(x, packed, geometry, residual)
+    backend = backend_for(packed, x, geometry)
+    if isinstance(path, Tensor) and backend.runs_samples(packed):
+        numbers = [
+            _of_both_paths(value, packed.paths, name, x, geometry) for value, name in ((scale, "scale"), (bias, "bias"))
+        ]
+        return backend.bind_samples(packed, geometry, *numbers, relu)(x, residual, Samples.of(path, x))
     if isinstance(path, Tensor):
         groups_of_rows = group_samples(path, x, packed.paths)
         outputs = [
@@ -105,6 +111,15 @@ def _run(
     scale = per_path(scale, path, packed.paths, "scale", x, geometry)
     bias = per_path(bias, path, packed.paths, "bias", x, geometry)
     return backend_for(packed, x, geometry).run(x, packed, geometry, path, scale, bias, residual, relu)
+
+
+def _of_both_paths(
+    value: PerPath | None, paths: Sequence[str], name: str, x: Tensor, geometry: Geometry
+) -> Tensor | None:
+    """The (2, K) of both paths."""
+    if value is None:
+        return None
+    return torch.stack([per_path(value, path, paths, name, x, geometry) for path in (paths[0], paths[-1])])
 
 
 def backend_for(packed: PackedWeight, x: Tensor, geometry: Geometry) -> Backend:

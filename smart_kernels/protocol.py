@@ -14,6 +14,11 @@ from smart_kernels.geometry import Geometry
 from smart_kernels.paths import PATHS
 
 
+def reads_path(module: nn.Module) -> bool:
+    """Whether a module chooses among masks or norms by the path of the call under way."""
+    return hasattr(module, "masks") or hasattr(module, "norms")
+
+
 def is_conv(module: nn.Module) -> bool:
     """An nn.Conv2d that computes what nn.Conv2d does, or a masked convolution by protocol."""
     if hasattr(module, "masks"):

@@ -31,6 +31,7 @@ from smart_kernels.packing.block import MAX_ROWS
 
 MAX_INDEX = 2**31 - 1
 MAX_PIXELS = MAX_INDEX - 2**16  # what tiles reach beyond the last is counted too
+_GEOMETRY = 6  # its place among the arguments after x
 REDUCED = (8, 64)  # pixels x channels that one program adds up
 
 
@@ -94,6 +95,16 @@ def sparse_conv2d_affine_triton(
     affine = (affine_scale, affine_bias, second, affine_relu)
     _launch(x, weight, how, (scale, bias, residual, relu), affine, (order, first), y)
     return y, second
+
+
+@sparse_conv2d_triton.register_fake
+def _(x: Tensor, *arguments: object) -> Tensor:
+    return _output(x, arguments[_GEOMETRY])
+
+
+@sparse_conv2d_affine_triton.register_fake
+def _(x: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    return _output(x, arguments[_GEOMETRY]), _output(x, arguments[_GEOMETRY])
 
 
 def _output(x: Tensor, numbers: list[int]) -> Tensor:

@@ -14,7 +14,7 @@ from smart_kernels.backends import find
 from smart_kernels.model import SparseModel
 from smart_kernels.modules import PathAffine, PerPathTensors, SparseConv2d, SparseLinear
 from smart_kernels.packing import PackedWeight
-from smart_kernels.protocol import is_hooked
+from smart_kernels.protocol import is_hooked, reads_path
 
 _PADDINGS = {"reflect": nn.ReflectionPad2d, "replicate": nn.ReplicationPad2d, "circular": nn.CircularPad2d}
 
@@ -71,7 +71,7 @@ def single_path(sparse: SparseModel, path: str | float) -> SparseModel:
         path: one of its names, or a lambda in [0, 1]; the copy's path has the name, or that of the first path.
     """
     path = paths.resolve(path, sparse.paths)
-    if sparse.uncaptured or any(_reads_path(module) for module in sparse.net.modules()):
+    if sparse.uncaptured or any(reads_path(module) for module in sparse.net.modules()):
         return copy.deepcopy(sparse)
     name = path if isinstance(path, str) else sparse.paths[0]
     packed: dict[int, PackedWeight] = {}
@@ -105,10 +105,6 @@ def check_swapped(sparse: object) -> None:
         raise TypeError(
             f"a {type(sparse).__name__} was given: a swapped network is needed, from smart_kernels.swap or load"
         )
-
-
-def _reads_path(module: nn.Module) -> bool:
-    return hasattr(module, "masks") or hasattr(module, "norms")
 
 
 def _pack(conv: SparseConv2d, path: str | float, name: str) -> PackedWeight:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smart_kernels.backends.base import Affine, Backend, Run, Verdict
+from smart_kernels.backends.base import Affine, Backend, Run, SampleRun, Verdict
 from smart_kernels.backends.channels import ChannelsBackend
 from smart_kernels.backends.cpu import CpuBackend
 from smart_kernels.backends.dense import DenseBackend
@@ -13,7 +13,7 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend for backend in (ChannelsBackend(), TritonBackend(), CpuBackend(), DenseBackend())
 }
 
-__all__ = ["BACKENDS", "Affine", "Backend", "Run", "Verdict", "find"]
+__all__ = ["BACKENDS", "Affine", "Backend", "Run", "SampleRun", "Verdict", "find"]
 
 
 def find(name: str) -> Backend:

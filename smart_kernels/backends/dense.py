@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smart_kernels import native
-from smart_kernels.backends.base import Affine, Backend, Run, Verdict
+from smart_kernels.backends.base import Affine, Backend, Run, SampleRun, Verdict
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import PackedWeight
+
+if TYPE_CHECKING:
+    from smart_kernels.paths import Samples
 
 # One thread's float32 multiplications and additions a microsecond, about, by instruction set: they rank, no more.
 FLOPS_PER_US = {"avx512": 100e3, "avx2": 60e3, "plain": 20e3}
@@ -71,5 +75,36 @@ class DenseBackend(Backend):
                 y = y.add_(residual)
             y = y.relu_() if relu else y
             return y if affine is None else (y, affine(y))
+
+        return run
+
+    def runs_samples(self, packed: PackedWeight) -> bool:
+        return getattr(packed, "shared", False) and len(packed.paths) == 2
+
+    def bind_samples(
+        self,
+        packed: PackedWeight,
+        geometry: Geometry,
+        scale: Tensor | None,
+        bias: Tensor | None,
+        relu: bool,
+        affine: Affine | None = None,
+    ) -> SampleRun:
+        """As the base class says, where both paths have one mask."""
+        convolve = self.bind(packed, geometry, packed.paths[0], None, None, False)
+
+        def run(x: Tensor, residual: Tensor | None, samples: Samples) -> Tensor | tuple[Tensor, Tensor]:
+            def of(numbers: Tensor) -> Tensor:
+                return numbers[samples.choice][:, :, None, None]
+
+            y = convolve(x, None)
+            y = y if scale is None else y * of(scale)
+            y = y if bias is None else y + of(bias)
+            y = y if residual is None else y + residual
+            y = y.relu() if relu else y
+            if affine is None:
+                return y
+            second = y * of(affine.scale) + of(affine.bias)
+            return y, second.relu() if affine.relu else second
 
         return run

@@ -36,17 +36,17 @@ def problems(draw):
     block = draw(st.sampled_from(BLOCKS))
     groups = draw(st.sampled_from([1, 1, 1, 2]))
     out = draw(st.integers(1, 100)) if groups == 1 else groups * 128
-    inner = draw(st.sampled_from([1, 3, 8, 16, 24, 32, 40]))
+    inner = draw(st.sampled_from([1, 3, 8, 16, 24, 40]))
     kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 3), (2, 3), (5, 1), (7, 7)]))
     stride, dilation = (draw(st.tuples(st.integers(1, 3), st.integers(1, 3))) for _ in range(2))
     padding = draw(st.tuples(*[st.integers(0, 3)] * 4))
     geometry = Geometry((out, inner, *kernel), stride, padding, dilation, groups)
-    height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    height, width = draw(st.integers(1, 7)), draw(st.integers(1, 7))
     assume(height + padding[0] + padding[1] >= dilation[0] * (kernel[0] - 1) + 1)
     assume(width + padding[2] + padding[3] >= dilation[1] * (kernel[1] - 1) + 1)
     shape = (draw(st.integers(1, 3)), inner * groups, height, width)
     densities = draw(st.tuples(*[st.sampled_from([0.0, 0.1, 0.4, 1.0])] * 2))
-    schedule = dataclasses.replace(SMALL, pixels=draw(st.sampled_from([16, 64])), splits=draw(st.sampled_from([1, 3])))
+    schedule = dataclasses.replace(SMALL, pixels=draw(st.sampled_from([32, 128])), splits=draw(st.sampled_from([1, 2])))
     dtype = draw(st.sampled_from(list(TOLERANCE)))
     return geometry, shape, block, densities, schedule, dtype, draw(st.integers(0, 63))
 
@@ -77,7 +77,7 @@ def check(results, expected, affine, dtype):
         assert relative_error(second, expected.relu() if affine.relu else expected) < TOLERANCE[dtype]
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(problem=problems(), path=st.sampled_from(["clean", "adv", 0.3]))
 def test_any_problem_matches_the_reference(problem, path):
     geometry, shape, block, densities, schedule, dtype, bits = problem
@@ -94,7 +94,7 @@ def test_any_problem_matches_the_reference(problem, path):
     check(y, expected, affine, dtype)
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(problem=problems(), choice=st.lists(st.integers(0, 1), min_size=3, max_size=3))
 def test_each_sample_runs_on_its_own_path(problem, choice):
     geometry, shape, block, densities, schedule, dtype, bits = problem
@@ -131,10 +131,10 @@ def test_tiles_that_keep_nothing_are_zero(poisoned, splits):
 
 
 def test_every_split_has_its_share_and_more_splits_than_steps_do_no_harm():
-    weight, masks = block_problem((64, 64, 3, 3), (64, 16), (0.7, 0.5))
-    x = torch.randn(2, 64, 5, 5)
+    weight, masks = block_problem((64, 32, 3, 3), (64, 16), (0.7, 0.3))
+    x = torch.randn(1, 32, 5, 5)
     expected = reference.sparse_conv2d(x.double(), weight * masks["adv"], Geometry.of(weight.shape, padding=1))
-    for splits in (2, 7, 16):
+    for splits in (2, 5):
         y = run(weight, masks, x, "adv", dataclasses.replace(SMALL, channels=16, splits=splits), padding=1)
         assert relative_error(y, expected) < TOLERANCE[torch.float32]
 
