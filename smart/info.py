@@ -25,6 +25,7 @@ OPTIONAL = {
     "scipy": "SVHN",
     "pillow": "folders of images and Tiny-ImageNet",
     "matplotlib": "pictures",
+    "triton": "the GPU kernels",
     "pyautoattack": "AutoAttack",
     "onnxruntime": "smart bench",
     "openvino": "smart bench",
