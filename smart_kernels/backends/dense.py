@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smart_kernels import native
+from smart_kernels.backends import fused_cudnn
 from smart_kernels.backends.base import Affine, Backend, Run, SampleRun, Verdict
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import PackedWeight
@@ -55,28 +56,7 @@ class DenseBackend(Backend):
         relu: bool,
         affine: Affine | None = None,
     ) -> Run:
-        weight, (top, bottom, left, right) = packed.dense(path), geometry.padding
-        even = (top, left) == (bottom, right)
-        padding = (top, left) if even else (0, 0)
-        if scale is not None and weight.numel() <= FOLDED:
-            weight, scale = weight * scale[:, None, None, None], None
-        conv_bias = bias if scale is None else None
-        if scale is not None:
-            scale = scale[:, None, None]
-            shift = torch.zeros_like(scale) if bias is None else bias[:, None, None]
-
-        def run(x: Tensor, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
-            if not even:
-                x = F.pad(x, (left, right, top, bottom))
-            y = F.conv2d(x, weight, conv_bias, geometry.stride, padding, geometry.dilation, geometry.groups)
-            if scale is not None:
-                y = torch.addcmul(shift, y, scale)
-            if residual is not None:
-                y = y.add_(residual)
-            y = y.relu_() if relu else y
-            return y if affine is None else (y, affine(y))
-
-        return run
+        return bind_weight(packed.dense(path), geometry, scale, bias, relu, affine)
 
     def runs_samples(self, packed: PackedWeight) -> bool:
         return getattr(packed, "shared", False) and len(packed.paths) == 2
@@ -108,3 +88,73 @@ class DenseBackend(Backend):
             return y, second.relu() if affine.relu else second
 
         return run
+
+
+def bind_weight(
+    weight: Tensor,
+    geometry: Geometry,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    relu: bool,
+    affine: Affine | None = None,
+) -> Run:
+    """A convolution of a dense weight (K, C/groups, R, S) of ``geometry`` and what follows it, ready to run.
+
+    On a GPU it takes its scale in, lies in channels_last and runs on cuDNN's fused convolutions where these apply.
+    """
+    on_gpu = fused_cudnn.is_on_gpu(weight)
+    if scale is not None and (on_gpu or weight.numel() <= FOLDED):
+        weight, scale = fold(weight, scale)
+    if on_gpu:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    plain = _bind_plain(weight, geometry, scale, bias, relu, affine)
+    if scale is None and fused_cudnn.applies(weight, geometry, relu, affine is not None):
+        return fused_cudnn.bind(weight, geometry, bias, plain)
+    return plain
+
+
+def fold(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The weight (K, ...) times the scale (K,), and what is left of the scale: nothing, if that loses no accuracy.
+
+    Each product is rounded once more, as the weights were. float16 has so small a range that a product may also leave
+    it, or come where numbers lie wide apart: then both are returned as they are.
+    """
+    folded = weight * scale[:, None, None, None]
+    if weight.dtype != torch.float16:
+        return folded, None
+    if torch.compiler.is_compiling():
+        return weight, scale
+    exact = weight.float() * scale.float()[:, None, None, None]
+    lost, largest = ((each.flatten(1).abs().amax(1)) for each in (folded.float() - exact, exact))
+    holds = bool((lost <= torch.finfo(torch.float16).eps * largest).all())
+    return (folded, None) if holds else (weight, scale)
+
+
+def _bind_plain(
+    weight: Tensor,
+    geometry: Geometry,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    relu: bool,
+    affine: Affine | None,
+) -> Run:
+    top, bottom, left, right = geometry.padding
+    even = (top, left) == (bottom, right)
+    padding = (top, left) if even else (0, 0)
+    conv_bias = bias if scale is None else None
+    if scale is not None:
+        scale = scale[:, None, None]
+        shift = torch.zeros_like(scale) if bias is None else bias[:, None, None]
+
+    def run(x: Tensor, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+        if not even:
+            x = F.pad(x, (left, right, top, bottom))
+        y = F.conv2d(x, weight, conv_bias, geometry.stride, padding, geometry.dilation, geometry.groups)
+        if scale is not None:
+            y = torch.addcmul(shift, y, scale)
+        if residual is not None:
+            y = y.add_(residual)
+        y = y.relu_() if relu else y
+        return y if affine is None else (y, affine(y))
+
+    return run
