@@ -9,6 +9,7 @@ import torch
 
 from smart.allocation import ALLOCATIONS
 from smart.config import DIAL, LR_SCHEDULES, REWIRE_UNITS
+from smart.datasets import DATASETS
 from smart.layer_policy import LAYER_WORDS
 from smart.masks import OVERLAPS
 from smart.models import list_models
@@ -55,6 +56,7 @@ def describe() -> str:
         ("processor", f"{about['cpu']}; instruction sets used: {', '.join(about['isa']) or 'none'}"),
         ("GPU", about["gpu"] or "none that torch sees"),
         ("models", ", ".join(list_models())),
+        ("data sets", ", ".join(DATASETS)),
         ("peers", ", ".join(name for name in PEERS if not missing(name))),
     ]
     verdicts = {name: backend.available().why for name, backend in BACKENDS.items()}

@@ -14,7 +14,9 @@ from smart.commands import COMMANDS
 
 def test_info(smart):
     code, out, _ = smart("info")
-    assert code == 0 and "torch" in out and "tiny" in out and "dense" in out and "cuda kernels" in out
+    assert (
+        code == 0 and "torch" in out and "tiny" in out and "cifar10" in out and "dense" in out and "cuda kernels" in out
+    )
 
 
 def test_info_says_why_a_backend_does_not_load(smart, monkeypatch):

@@ -37,7 +37,7 @@ def test_swap_plans_only(checkpoint, tmp_path, smart):
     code, out, _ = smart("swap", checkpoint, "--dry-run", "--no-measure")
     assert code == 0 and "(estimated, not measured)" in out
     assert_refused(smart("swap", checkpoint), 2, "--out", "--dry-run")
-    assert_refused(smart("swap", checkpoint, "--dry-run", "--strict", "--dtype", "bfloat16"), 1, "bfloat16", "strict")
+    assert_refused(smart("swap", checkpoint, "--dry-run", "--strict", "--dtype", "float16"), 1, "float16", "strict")
     assert not list(tmp_path.glob("*.safetensors"))
 
 
