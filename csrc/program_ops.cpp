@@ -209,7 +209,7 @@ std::vector<Tensor> program_run(int64_t program, std::vector<Tensor> inputs) {
   return results;
 }
 
-void program_free(int64_t program) {
+void free_program(int64_t program) {
   std::shared_ptr<const Held> last;  // destroyed after the lock is released
   const std::lock_guard<std::mutex> guard(programs_lock);
   const auto found = programs.find(program);
@@ -221,17 +221,18 @@ void program_free(int64_t program) {
 }  // namespace
 }  // namespace smart
 
+// Not an operator: the garbage collector calls it at any moment, also while torch traces a network, and an operator
+// would become a part of that network.
+extern "C" __attribute__((visibility("default"))) void smart_kernels_free_program(int64_t program) {
+  smart::free_program(program);
+}
+
 STABLE_TORCH_LIBRARY_FRAGMENT(smart_kernels, m) {
   m.def("program_create(Tensor[] tensors, int[] inputs, int[] steps, int[] outputs, int batch, str isa=\"\") -> int");
   m.def("program_run(int program, Tensor[] inputs) -> Tensor[]");
-  m.def("program_free(int program) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(smart_kernels, CPU, m) {
   m.impl("program_create", TORCH_BOX(&smart::program_create));
   m.impl("program_run", TORCH_BOX(&smart::program_run));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(smart_kernels, CompositeExplicitAutograd, m) {
-  m.impl("program_free", TORCH_BOX(&smart::program_free));
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import torch
@@ -28,6 +29,11 @@ _missing = _load()
 def missing() -> str | None:
     """Why there is no compiled library, in one sentence; None if there is."""
     return _missing
+
+
+def free_program(number: int) -> None:
+    """Frees a program of the CPU kernels, unless that was done before."""
+    ctypes.CDLL(str(LIBRARY)).smart_kernels_free_program(ctypes.c_int64(number))
 
 
 def cpu_isas() -> list[str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from smart_kernels import native
 from smart_kernels.modules import PathAffine, SparseConv2d
 
 MAX_BOUND = 8  # paths a program is kept ready for, as in modules.py
@@ -92,7 +93,7 @@ class _Handle:
     def __init__(self, number: int) -> None:
         self.number = number
         # Not at the interpreter's exit, when torch may be gone before.
-        weakref.finalize(self, torch.ops.smart_kernels.program_free, number).atexit = False
+        weakref.finalize(self, native.free_program, number).atexit = False
 
 
 def _fields(step: Step, path: str | float, tensors: list[Tensor]) -> list[int]:

@@ -421,6 +421,24 @@ def test_programs_are_freed_with_their_network():
         torch.ops.smart_kernels.program_run(number, [stage])
 
 
+def test_one_that_is_freed_while_a_network_is_traced_leaves_no_trace_in_it():
+    model, x = TwoPaths().eval(), example(TwoPaths, 2)
+    kept = []
+
+    class FreesOne(nn.Module):
+        def forward(self, x):
+            kept.clear()
+            return x + 1
+
+    sparse = forced(model, x)
+    sparse(x)
+    kept += programs_of(sparse, x)
+    del sparse
+    traced = torch.export.export(FreesOne(), (x,))
+    assert not kept
+    assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_function", "output"]
+
+
 class TestTheOperatorChecksWhatItIsGiven:
     def create(self, tensors=(), inputs=(2, 4, 4), steps=None, outputs=(1,), batch=1, isa=""):
         steps = self.step(programs.ADD) if steps is None else steps
@@ -439,8 +457,8 @@ class TestTheOperatorChecksWhatItIsGiven:
                 torch.ops.smart_kernels.program_run(number, [wrong])
         with pytest.raises(RuntimeError, match="takes 1 inputs"):
             torch.ops.smart_kernels.program_run(number, [torch.ones(1, 2, 4, 4)] * 2)
-        torch.ops.smart_kernels.program_free(number)
-        torch.ops.smart_kernels.program_free(number)
+        native.free_program(number)
+        native.free_program(number)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
