@@ -146,9 +146,9 @@ def test_operands_that_do_not_fit_never_reach_it(calls):
     run = BACKENDS["dense"].bind(DenseWeight(weight, masks), geometry, "clean", None, None, True)
     with pytest.raises(ValueError, match="input has 19 channels: this convolution takes 20"):
         run(x[:, :19], None)
-    with pytest.raises(ValueError, match="residual is torch.float32"):
+    with pytest.raises(ValueError, match=r"residual is torch\.float32"):
         run(x, torch.randn(2, 24, 9, 7))
-    with pytest.raises(TypeError, match="torch.float32 on cpu is needed"):
+    with pytest.raises(TypeError, match=r"torch\.float32 on cpu is needed"):
         run(x.double(), None)
     assert calls.seen == []
 
