@@ -77,7 +77,7 @@ def check(results, expected, affine, dtype):
         assert relative_error(second, expected.relu() if affine.relu else expected) < TOLERANCE[dtype]
 
 
-@settings(max_examples=30)
+@settings(max_examples=18)
 @given(problem=problems(), path=st.sampled_from(["clean", "adv", 0.3]))
 def test_any_problem_matches_the_reference(problem, path):
     geometry, shape, block, densities, schedule, dtype, bits = problem
@@ -94,7 +94,7 @@ def test_any_problem_matches_the_reference(problem, path):
     check(y, expected, affine, dtype)
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(problem=problems(), choice=st.lists(st.integers(0, 1), min_size=3, max_size=3))
 def test_each_sample_runs_on_its_own_path(problem, choice):
     geometry, shape, block, densities, schedule, dtype, bits = problem

@@ -36,9 +36,9 @@ class Blocks(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(1, 16, 3, 1, 1, bias=False)
         self.bn = DualNorm(16)
-        self.layers = nn.Sequential(BasicBlock(16, 32, 2), PreActivation(32))
-        self.layers[1].conv2 = MaskedConv(32, 32, 3, padding=1)
-        self.classifier = nn.Linear(32, 5)
+        self.layers = nn.Sequential(BasicBlock(16, 16, 2), PreActivation(16))
+        self.layers[1].conv2 = MaskedConv(16, 16, 3, padding=1)
+        self.classifier = nn.Linear(16, 5)
         for module in self.modules():
             if isinstance(module, MaskedConv):
                 for name in paths.PATHS:
@@ -53,7 +53,7 @@ class Blocks(nn.Module):
 @pytest.fixture(scope="module")
 def networks():
     torch.manual_seed(0)
-    model, images = Blocks().eval(), torch.rand(3, 1, 6, 6)
+    model, images = Blocks().eval(), torch.rand(3, 1, 5, 5)
     return model, swap(model, images, backend="triton"), images
 
 
