@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from smart_kernels import lowering, paths
 from smart_kernels.backends.cpu import DTYPES
+from smart_kernels.cuda_graphs import CudaGraphs
 from smart_kernels.modules import SparseConv2d
 from smart_kernels.packing import PackedWeight
 from smart_kernels.planner import AUTO, DENSE, Choice, Planner
@@ -32,7 +33,7 @@ class SparseModel(nn.Module):
     ways may not be noticed. It has no training mode.
 
     On the CPU whole stretches of it run as one call (:mod:`smart_kernels.programs`) where that was measured to be
-    faster.
+    faster. On an NVIDIA GPU :meth:`capture` makes batches one launch.
 
     Attributes:
         paths: names of its paths.
@@ -53,6 +54,7 @@ class SparseModel(nn.Module):
         # Graphs with programs in them by input shape, made when first needed. In a dict, so that they are no part of
         # this module's state: they share the layers of `net`.
         self._graphs: dict[torch.Size, nn.Module] = {}
+        self._captured: CudaGraphs | None = None
         self.register_load_state_dict_pre_hook(_check_state)
         self.register_load_state_dict_post_hook(_forget_graphs)
         self.eval()
@@ -67,11 +69,51 @@ class SparseModel(nn.Module):
         Returns:
             What the original returns.
         """
-        if isinstance(path, Tensor) and self._runs_samples():
+        if not isinstance(path, Tensor):
+            path = paths.resolve(path, self.paths)
+        if (captured := self._captured) is not None and (key := captured.key(x, path)):
+            return captured(x, path, key)
+        return self._run_any(x, path)
+
+    def _run_any(self, x: Tensor, path: paths.Path | Tensor) -> Any:
+        if not isinstance(path, Tensor):
+            return self._run(x, path)
+        if self._runs_samples():
             return self._run(x, paths.Samples.of(path, x))
-        if isinstance(path, Tensor):
-            return paths.run_per_sample(self._run, x, path, self.paths)
-        return self._run(x, paths.resolve(path, self.paths))
+        return paths.run_per_sample(self._run, x, path, self.paths)
+
+    def capture(self, example: Tensor, path: str | float | Tensor | None = None) -> SparseModel:
+        """Runs batches of this shape as CUDA graphs from now on: each is one launch, where it was one a layer.
+
+        Each path has a graph of its own, so that the choice costs nothing; the newest
+        :data:`smart_kernels.cuda_graphs.MAX_GRAPHS` are kept. After :meth:`replan`, ``load_state_dict``, ``.to()`` and
+        their like they are captured anew when called for. Batches of other shapes, and calls that follow gradients or
+        run under autocast or torch.compile, run as before. Copies have no graphs.
+
+        Args:
+            example: a typical input, on the GPU.
+            path: for which to do so: a name, a lambda, or a tensor of paths for the samples, on the GPU, whose values
+                later calls may choose anew; by default each name.
+
+        Returns:
+            This network.
+
+        Raises:
+            ValueError: the example is not on a GPU, or such calls cannot be captured.
+        """
+        if self._captured is None:
+            self._captured = CudaGraphs(self._run_any, lambda: [dict(conv._bound) for _, conv in self._convs()])
+        for each in self.paths if path is None else (path,):
+            if isinstance(each, Tensor) and not self._runs_samples():
+                raise ValueError("a batch whose samples have paths of their own is split here, so it cannot be a graph")
+            self._captured.begin(example, each if isinstance(each, Tensor) else paths.resolve(each, self.paths))
+        return self
+
+    def _forget(self) -> None:
+        """Drops graphs of either kind."""
+        self._graphs.clear()
+        if self._captured is not None:
+            self._captured.forget()
 
     def _runs_samples(self) -> bool:
         """Whether all layers run each sample on its own path, so that the batch need not be split."""
@@ -111,7 +153,7 @@ class SparseModel(nn.Module):
                 the whole network is the faster for it.
         """
         self.runs_programs = False
-        self._graphs.clear()
+        self._forget()
         if self.uncaptured or not _may_run_programs(example):
             return
         ways = [lowering.rewrite(self.net, example, move=each) for each in ((False, True) if move else (False,))]
@@ -171,7 +213,7 @@ class SparseModel(nn.Module):
         runs_programs, self.runs_programs = self.runs_programs, False  # they call no layers, so no hooks
         try:
             with torch.no_grad():
-                self(example, path=self.paths[0])
+                self._run_any(example, self.paths[0])
         finally:
             self.runs_programs = runs_programs
             for hook in hooks:
@@ -206,7 +248,7 @@ class SparseModel(nn.Module):
 
     def _plan(self, names: Sequence[str], planner: Planner) -> None:
         """Plans some layers anew, and says so in their rows."""
-        self._graphs.clear()
+        self._forget()
         rows, done = {row.name: row for row in self._rows}, {}
         for name, conv in self._convs():
             if name not in names:
@@ -225,7 +267,7 @@ class SparseModel(nn.Module):
         """What .to(), .half(), .cuda() and their like call: a layer that lands elsewhere is planned for there."""
         before = {name: _place(conv) for name, conv in self._convs()}
         super()._apply(fn, recurse)
-        self._graphs.clear()
+        self._forget()
         moved = [name for name, conv in self._convs() if _place(conv) != before[name]]
         moved = [name for name in moved if next(self.net.get_submodule(name).packed.buffers()).device.type != "meta"]
         if moved:
@@ -234,7 +276,7 @@ class SparseModel(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_graphs": {}}
+        return {**self.__dict__, "_graphs": {}, "_captured": None}
 
 
 def _may_run_programs(x: Tensor) -> bool:
@@ -268,5 +310,5 @@ def _check_state(model: SparseModel, state: Mapping[str, Tensor], prefix: str, *
 
 
 def _forget_graphs(model: SparseModel, incompatible_keys: object) -> None:
-    # What programs mixed for a lambda is of the old values.
-    model._graphs.clear()
+    # What programs mixed for a lambda is of the old values, and so is what captured graphs read.
+    model._forget()

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from smart_kernels import backends
+from smart_kernels import backends, cuda_graphs
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import PackedWeight
 from smart_kernels.timing import interleave, percentile
 from smart_kernels.timings import SHARED, Timings, layer_key, mask_hash
 
 TIMING_BUDGET_S = 0.02  # a layer
+GRAPH_REPEATS = 20  # calls in one CUDA graph
 AUTO = "auto"
 DENSE = "dense"
 # A backend that should take this many times longer than another is not measured: estimates are not off by so much.
@@ -156,15 +157,18 @@ class Planner:
 
         x = torch.randn(input_shape, device=values.device, dtype=torch.float32).to(values.dtype)
         scale = values.new_ones(geometry.weight_shape[0])
+        # A GPU's layers are short beside what launching them from Python takes, and networks can run without that.
+        repeats = GRAPH_REPEATS if x.is_cuda else 1
+        x = x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
 
         def call(each: str) -> Callable[[], object]:
             run = backends.find(each).bind(packed[each], geometry, path, scale, scale, True)
-            return lambda: run(x, None)
+            return cuda_graphs.repeated(lambda: run(x, None), repeats) if x.is_cuda else lambda: run(x, None)
 
         # All of them again if one is missing: only times taken in turns can be compared.
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.cuda.device_of(x):
             seconds = interleave({each: call(each) for each in packed}, TIMING_BUDGET_S)
-        times = {each: percentile(samples, 50) * 1e6 for each, samples in seconds.items()}
+        times = {each: percentile(samples, 50) / repeats * 1e6 for each, samples in seconds.items()}
         for each, us in times.items():
             self.timings.put(keys[each], us)
         return times

@@ -90,3 +90,13 @@ class TwoPaths(nn.Module):
                 x = x * 1.5
             x = F.adaptive_avg_pool2d(self.layers(x), 1)
             return self.classifier(torch.flatten(x, 1))
+
+
+class ManyOutputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = MaskedConv(1, 4, 3), MaskedConv(4, 2, 3)
+
+    def forward(self, x):
+        a = self.a(x)
+        return {"features": a, "maps": (self.b(a), a.mean((2, 3)))}

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from networks import MaskedConv, TwoPaths
+from networks import ManyOutputs, MaskedConv, TwoPaths
 from torch import nn
 
 from smart_kernels import native, swap, verify
@@ -109,16 +109,6 @@ def test_pickled_it_is_the_same_network(images):
     for path in ("clean", "adv", 0.5):
         assert torch.equal(loaded(images, path=path), sparse(images, path=path))
     assert loaded.report() == sparse.report()
-
-
-class ManyOutputs(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = MaskedConv(1, 4, 3), MaskedConv(4, 2, 3)
-
-    def forward(self, x):
-        a = self.a(x)
-        return {"features": a, "maps": (self.b(a), a.mean((2, 3)))}
 
 
 def test_outputs_may_be_dicts_and_tuples(images):
