@@ -226,7 +226,7 @@ def repeated(call: Callable[[], Any], times: int, cuda: Cuda | None = None) -> C
         for _ in range(times):
             call()
 
-    with _benchmarked():
+    with torch.no_grad(), _benchmarked():
         call()
         cuda.warm_up(call)
         replay, _ = cuda.capture(calls, None)
