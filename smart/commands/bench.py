@@ -66,6 +66,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="for each batch size, both paths and all peers together (default: 2; that of a suite)",
     )
     flags.backend(parser)
+    flags.dtype(parser)
     parser.add_argument("--json", metavar="FILE", help="write the rows with machine, versions and commit")
     parser.add_argument("--markdown", metavar="FILE", help="write them as a table")
     parser.add_argument("--plot", metavar="FILE", help="draw them as bars, a .png; needs matplotlib")
@@ -89,6 +90,8 @@ def run(args: argparse.Namespace) -> None:
     model, shape = _network(args)
     generator = torch.Generator().manual_seed(0)
     example = accepted(model, torch.rand(max(args.batches), *shape, generator=generator).to(args.device))
+    if args.dtype:
+        model, example = (each.to(getattr(torch, args.dtype)) for each in (model, example))
     sparse = smart_kernels.swap(model, example, args.backend)
     name = model.spec["name"]
     progress = partial(tqdm, desc="bench", unit="batch", disable=not args.progress)
@@ -130,7 +133,7 @@ def _run_suite(args: argparse.Namespace) -> None:
 def _peers(args: argparse.Namespace) -> list[str]:
     """The dense peers to run against; says which were left out."""
     try:
-        names, note = select(args.peers, args.device.type)
+        names, note = select(args.peers, args.device.type, getattr(torch, args.dtype or "float32"))
     except ValueError as error:
         raise UsageError(str(error)) from error
     if note:

@@ -20,6 +20,7 @@ ATTACKS = (
     "clean; fgsm; pgdN with N steps, pgdN-cw, -dlr or -kl with another loss; squareN with N queries, a black box; "
     "autoattack, or apgd-ce, apgd-t, fab-t of it"
 )
+DTYPES = ("float32", "bfloat16", "float16")
 _METAVARS = {settings.whole: "N", settings.positive: "N", settings.number: "X", settings.share: "X"}
 
 
@@ -87,6 +88,10 @@ def backend(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto takes the fastest for each layer (default: auto)",
     )
+
+
+def dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=DTYPES, help="of weights and inputs (default: the network's, float32)")
 
 
 def device(parser: argparse.ArgumentParser, default: str) -> None:

@@ -15,8 +15,6 @@ from smart.commands.shared import check_file, example_images, say_errors, say_wr
 from smart.settings import UsageError
 from smart_kernels.report import format_table
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help=flags.CHECKPOINT)
@@ -31,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.example_shape(parser)
     flags.batch(parser)
     flags.backend(parser)
-    parser.add_argument("--dtype", choices=DTYPES, help="of weights and inputs (default: the checkpoint's)")
+    flags.dtype(parser)
     flags.device(parser, "cpu")
 
 

@@ -20,6 +20,15 @@ def test_bench_of_a_checkpoint_and_of_a_name(checkpoint, tmp_path, smart):
     assert code == 0 and "3x8x8 images" in out
 
 
+def test_bench_in_another_dtype(tmp_path, smart):
+    quick = ["--image-shape", 3, 8, 8, "--batches", 1, "--budget", 0, "--no-progress", "--json", tmp_path / "b.json"]
+    code, _, _ = smart("bench", "tiny", "--dtype", "bfloat16", *quick)
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert code == 0 and {row["dtype"] for row in rows} == {"bfloat16"}
+    assert 0 < max(row["max_rel_error"] for row in rows) < 0.2
+    assert_refused(smart("bench", "tiny", "--dtype", "float8", *quick), 2, "float8", "bfloat16")
+
+
 def test_bench_writes_a_table_and_a_picture(tmp_path, smart):
     pytest.importorskip("matplotlib")
     quick = ["--image-shape", 3, 8, 8, "--batches", 1, "--budget", 0, "--no-progress"]
