@@ -19,6 +19,8 @@ from smart_kernels.protocol import (
     is_linear,
     masks_of,
     paths_of,
+    stage_of,
+    stages_of,
 )
 from smart_kernels.report import Row
 
@@ -32,6 +34,7 @@ class Builder:
         self.model = model
         self.planner = planner
         self.paths = paths_of(model)
+        self.stages = stages_of(model)
         self.rows: list[Row] = []
         self._choices: dict[nn.Module, Choice] = {}
         self._refused: dict[str, list[str]] = {}  # what strict planning has against layers -> which they are
@@ -76,7 +79,9 @@ class Builder:
                 sparse_us=choice.sparse_us,
             )
         )
-        return cls(choice.packed, geometry, choice.backend, scale, bias, relu, pad, input_shape=shape)
+        layer = cls(choice.packed, geometry, choice.backend, scale, bias, relu, pad, input_shape=shape)
+        layer.stage = stage_of(module)
+        return layer
 
     def _choose(self, weight: Tensor, masks: Mapping[str, Tensor], *where: object) -> Choice:
         try:

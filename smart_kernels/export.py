@@ -35,7 +35,7 @@ def export(
     sparse: SparseModel,
     example: Tensor,
     file: str | os.PathLike,
-    path: str | float | None = None,
+    path: paths.Path | None = None,
     format: str = "pt2",
     dynamic_batch: bool = True,
 ) -> dict[str, float]:
@@ -48,8 +48,9 @@ def export(
         sparse: what :func:`smart_kernels.swap` or :func:`smart_kernels.load` returned.
         example: (N, C, H, W); C, H and W are those of all later inputs.
         file: is replaced only once the new one is complete.
-        path: the program's only path, a name or a lambda in [0, 1]. None puts all paths into one file, over weights
-            stored once: which one runs is a second input, a bool tensor of no dimensions, false for the first path.
+        path: the program's only path, a name, a lambda in [0, 1], or one for each stage. None puts all paths into one
+            file, over weights stored once: which one runs is a second input, a bool tensor of no dimensions, false for
+            the first path.
         format: ``"pt2"``, a torch.export program on the operators of this library; ``"aoti"``, the same compiled by
             AOTInductor for this kind of machine; ``"onnx"``, one path's dense twin for any ONNX runtime.
         dynamic_batch: whether later batches may have other sizes than N.
@@ -77,10 +78,10 @@ def export(
         return _compare(sparse, example, temporary, chosen, dynamic_batch)
 
 
-def _chosen(sparse: SparseModel, path: str | float | None, format: str) -> str | float | None:
+def _chosen(sparse: SparseModel, path: paths.Path | None, format: str) -> paths.Path | None:
     """The resolved path of a program of one path; None for one of all paths."""
     if path is not None:
-        return paths.resolve(path, sparse.paths)
+        return paths.resolve(path, sparse.paths, sparse.stages)
     if len(sparse.paths) == 1:
         return sparse.paths[0]
     if format == "onnx":
@@ -92,7 +93,7 @@ def _chosen(sparse: SparseModel, path: str | float | None, format: str) -> str |
 
 
 class _OnePath(nn.Module):
-    def __init__(self, sparse: SparseModel, path: str | float) -> None:
+    def __init__(self, sparse: SparseModel, path: paths.Path) -> None:
         super().__init__()
         self.sparse = sparse
         self.path = path
@@ -120,7 +121,7 @@ class _BothPaths(nn.Module):
             return torch.cond(path, run_second, run_first, (x,))
 
 
-def _trace(sparse: SparseModel, example: Tensor, path: str | float | None, dynamic_batch: bool) -> ExportedProgram:
+def _trace(sparse: SparseModel, example: Tensor, path: paths.Path | None, dynamic_batch: bool) -> ExportedProgram:
     inputs, shapes = _traced_on(example, dynamic_batch)
     if path is None:
         network: nn.Module = _BothPaths(_untied(sparse))
@@ -150,7 +151,7 @@ def _traced_on(example: Tensor, dynamic_batch: bool) -> tuple[tuple[Tensor, ...]
     return (example.new_zeros(batch, *example.shape[1:]),), (varying,)
 
 
-def _advice(path: str | float | None, dynamic_batch: bool) -> str:
+def _advice(path: paths.Path | None, dynamic_batch: bool) -> str:
     ways = ["dynamic_batch=False, for batches of one size"] if dynamic_batch else []
     ways += ["a single path"] if path is None else []
     return f"it may work with {' or '.join(ways)}" if ways else "smart_kernels.save keeps it for use from Python"
@@ -201,7 +202,7 @@ def _about(
     sparse: SparseModel,
     example: Tensor,
     program: ExportedProgram,
-    path: str | float | None,
+    path: paths.Path | None,
     format: str,
     dynamic_batch: bool,
 ) -> str:
@@ -255,7 +256,7 @@ def _write_aoti(program: ExportedProgram, file: Path, about: str) -> None:
 
 
 def _compare(
-    sparse: SparseModel, example: Tensor, file: Path, path: str | float | None, dynamic_batch: bool
+    sparse: SparseModel, example: Tensor, file: Path, path: paths.Path | None, dynamic_batch: bool
 ) -> dict[str, float]:
     """Runs what was written: also on one image, where batches may vary, since torch traced on more."""
     program = load_exported(file)
@@ -278,12 +279,14 @@ def _check_errors(errors: dict[str, float], dtype: torch.dtype, what: str) -> No
         )
 
 
-def _name(path: str | float) -> str:
+def _name(path: paths.Path) -> str:
+    if isinstance(path, tuple):
+        return ", ".join(map(_name, path))
     return path if isinstance(path, str) else f"lambda {path:g}"
 
 
 def _export_onnx(
-    sparse: SparseModel, example: Tensor, file: Path, path: str | float, dynamic_batch: bool
+    sparse: SparseModel, example: Tensor, file: Path, path: paths.Path, dynamic_batch: bool
 ) -> dict[str, float]:
     twin = dense_twin(sparse, path)
     with torch.no_grad():

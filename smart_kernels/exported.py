@@ -45,7 +45,7 @@ class Exported:
         self._run = run
         self._choose = about["path"] is None
         self.format: str = about["format"]
-        self.paths: tuple[str | float, ...] = tuple(about["paths"]) if self._choose else (about["path"],)
+        self.paths: tuple[str | float, ...] = tuple(about["paths"]) if self._choose else (_as_path(about["path"]),)
         self.shape: tuple[int | None, ...] = tuple(about["shape"])
         self.dtype: torch.dtype = getattr(torch, about["dtype"])
         self.device: str = about["device"]
@@ -129,6 +129,11 @@ def load_exported(file: str | os.PathLike) -> Exported:
             f"({type(error).__name__}: {error}): export it again with this version"
         ) from error
     return Exported(run, about)
+
+
+def _as_path(path: object) -> Any:
+    # JSON has no tuples.
+    return tuple(path) if isinstance(path, list) else path
 
 
 def _read_about(file: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from smart_kernels.protocol import is_conv, is_hooked, is_norm
+from smart_kernels.protocol import is_conv, is_hooked, is_norm, stage_of
 
 PATH = "path"  # the graph's second input
 
@@ -137,6 +137,9 @@ def find_chain(traced: fx.GraphModule, conv: fx.Node) -> Chain:
 
     node = _only_user(chain.last)
     if node and node.op == "call_module" and is_norm(modules[node.target]) and _calm(modules, chain.nodes, node):
+        # A fused layer is in one stage, and so runs on one path.
+        if stage_of(modules[node.target]) != stage_of(modules[conv.target]):
+            return chain
         chain.norm, chain.nodes = node, (*chain.nodes, node)
     if (node := _only_user(chain.last)) and (other := _added(chain.last, node)) and _calm(modules, chain.nodes, node):
         chain.residual, chain.nodes = other, (*chain.nodes, node)

@@ -12,7 +12,7 @@ from smart_kernels.builder import Builder
 from smart_kernels.model import SparseModel
 from smart_kernels.modules import PathAffine, SparseConv2d
 from smart_kernels.planner import Planner
-from smart_kernels.protocol import is_conv, is_norm, norm_affine
+from smart_kernels.protocol import is_conv, is_norm, norm_affine, stage_of
 
 
 class GraphBuilder(Builder):
@@ -46,7 +46,8 @@ class GraphBuilder(Builder):
         self.traced.delete_all_unused_submodules()
         self.traced.recompile()
         # A fresh GraphModule takes along only what the graph uses.
-        return SparseModel(fx.GraphModule(self.traced, self.graph), self.paths, self.rows, takes_path=True)
+        net = fx.GraphModule(self.traced, self.graph)
+        return SparseModel(net, self.paths, self.rows, takes_path=True, stages=self.stages)
 
     def _note_uncalled(self) -> None:
         """Writes rows of layers whose weights the network uses otherwise than by calling them."""
@@ -123,6 +124,7 @@ class GraphBuilder(Builder):
         users = list(norm.users)
         relu = len(users) == 1 and fusion.is_relu(self.modules, users[0])
         affine = PathAffine(*norm_affine(self.modules[norm.target], self.paths), relu=relu)
+        affine.stage = stage_of(self.modules[norm.target])
         return affine, [norm, users[0]] if relu else [norm]
 
     def _fresh(self, name: str) -> str:

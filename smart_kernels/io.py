@@ -63,6 +63,7 @@ def save(sparse: SparseModel, path: str | os.PathLike) -> None:
         "modules": modules,
         "rows": sparse.report(),
         "programs": sparse.runs_programs,
+        "stages": sparse.stages,
     }
     graph_json.check_names({*modules, *(n.target for n in sparse.net.graph.nodes if n.op == "get_attr")})
     text = json.dumps(description, separators=(",", ":"))
@@ -147,7 +148,7 @@ def _write_affine(name: str, affine: PathAffine, tensors: dict[str, Tensor]) -> 
     for kind in ("scale", "bias"):
         for path, value in getattr(affine, kind).as_dict().items():
             tensors[f"{name}.{kind}.{path}"] = value.flatten()
-    return {"type": "PathAffine", "relu": affine.relu}
+    return {"type": "PathAffine", "relu": affine.relu, "stage": affine.stage}
 
 
 def _write_conv(name: str, conv: SparseConv2d, tensors: dict[str, Tensor], stored: dict[int, str]) -> dict[str, object]:
@@ -172,6 +173,7 @@ def _write_conv(name: str, conv: SparseConv2d, tensors: dict[str, Tensor], store
         "pad": conv.pad,
         "second": conv.second and _write_affine(f"{name}.second", conv.second, tensors),
         "input_shape": conv.input_shape,
+        "stage": conv.stage,
     }
 
 
@@ -194,9 +196,22 @@ def _build(description: Mapping[str, object], tensors: Mapping[str, Tensor], dev
     attributes = [str(name) for name in description["attributes"]]
     graph = graph_json.decode(description["graph"], modules, attributes)
     root = {**modules, **{name: tensors[name] for name in attributes}}
-    sparse = SparseModel(fx.GraphModule(root, graph), paths, rows, takes_path=True)
+    stages = int(description.get("stages", 0))  # files of before there were stages do not say
+    sparse = SparseModel(fx.GraphModule(root, graph), paths, rows, takes_path=True, stages=stages)
+    for name, module in modules.items():
+        if isinstance(module, (SparseConv2d, PathAffine)):
+            _place(module, description["modules"][name], stages)
     sparse.runs_programs = bool(description["programs"])
     return sparse
+
+
+def _place(module: SparseConv2d | PathAffine, entry: Mapping[str, object], stages: int) -> None:
+    """Puts a layer, and a norm in its epilogue, into their stages."""
+    module.stage = int(entry.get("stage", 0))
+    if not 0 <= module.stage < max(1, stages):
+        raise ValueError(f"a layer is in stage {module.stage} of {stages}")
+    if isinstance(module, SparseConv2d) and module.second is not None:
+        _place(module.second, entry["second"], stages)
 
 
 def _read_affine(

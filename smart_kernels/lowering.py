@@ -188,7 +188,9 @@ class _Rewriter:
             packed = self.packed_anew.get(conv.packed) or find(BACKEND).pack(*conv.packed.unpack())
             self.packed_anew[conv.packed] = packed
             scale, bias = (None if each is None else each.as_dict() for each in (conv.scale, conv.bias))
-            self.twins[conv] = SparseConv2d(packed, conv.geometry, BACKEND, scale, bias, conv.relu, None, conv.second)
+            twin = SparseConv2d(packed, conv.geometry, BACKEND, scale, bias, conv.relu, None, conv.second)
+            twin.stage = conv.stage
+            self.twins[conv] = twin
         return self.twins[conv]
 
     def pooling(self, node: fx.Node) -> tuple[int, Sequence[int]] | None:

@@ -39,15 +39,23 @@ class SparseModel(nn.Module):
         paths: names of its paths.
         runs_programs: whether they do.
         uncaptured: why the network is not one graph but was swapped module by module; None if it is a graph.
+        stages: that its layers are divided into, each of which can run on a path of its own; 0 if there are none.
     """
 
     def __init__(
-        self, net: nn.Module, paths: Sequence[str], rows: Sequence[Row], takes_path: bool, uncaptured: str | None = None
+        self,
+        net: nn.Module,
+        paths: Sequence[str],
+        rows: Sequence[Row],
+        takes_path: bool,
+        uncaptured: str | None = None,
+        stages: int = 0,
     ) -> None:
         super().__init__()
         self.net = net
         self.paths = tuple(paths)
         self.uncaptured = uncaptured
+        self.stages = stages
         self.runs_programs = False
         self._rows = list(rows)
         self._takes_path = takes_path
@@ -59,18 +67,19 @@ class SparseModel(nn.Module):
         self.register_load_state_dict_post_hook(_forget_graphs)
         self.eval()
 
-    def forward(self, x: Tensor, path: str | float | Tensor = paths.PATHS[0]) -> Any:
+    def forward(self, x: Tensor, path: str | float | Tensor | Sequence[str | float] = paths.PATHS[0]) -> Any:
         """Runs a batch.
 
         Args:
             x: (N, C, H, W), as the original network takes it.
-            path: a name in ``paths``, a lambda in [0, 1], or an integer tensor (N,) that picks a path for each sample.
+            path: a name in ``paths``, a lambda in [0, 1], an integer tensor (N,) that picks a path for each sample, or
+                a sequence of names or lambdas, one for each stage.
 
         Returns:
             What the original returns.
         """
         if not isinstance(path, Tensor):
-            path = paths.resolve(path, self.paths)
+            path = paths.resolve(path, self.paths, self.stages)
         if (captured := self._captured) is not None and (key := captured.key(x, path)):
             return captured(x, path, key)
         return self._run_any(x, path)
@@ -82,7 +91,7 @@ class SparseModel(nn.Module):
             return self._run(x, paths.Samples.of(path, x))
         return paths.run_per_sample(self._run, x, path, self.paths)
 
-    def capture(self, example: Tensor, path: str | float | Tensor | None = None) -> SparseModel:
+    def capture(self, example: Tensor, path: str | float | Tensor | Sequence[str | float] | None = None) -> SparseModel:
         """Runs batches of this shape as CUDA graphs from now on: each is one launch, where it was one a layer.
 
         Each path has a graph of its own, so that the choice costs nothing; the newest
@@ -92,8 +101,8 @@ class SparseModel(nn.Module):
 
         Args:
             example: a typical input, on the GPU.
-            path: for which to do so: a name, a lambda, or a tensor of paths for the samples, on the GPU, whose values
-                later calls may choose anew; by default each name.
+            path: for which to do so: a name, a lambda, a sequence of these for the stages, or a tensor of paths for the
+                samples, on the GPU, whose values later calls may choose anew; by default each name.
 
         Returns:
             This network.
@@ -106,7 +115,8 @@ class SparseModel(nn.Module):
         for each in self.paths if path is None else (path,):
             if isinstance(each, Tensor) and not self._runs_samples():
                 raise ValueError("a batch whose samples have paths of their own is split here, so it cannot be a graph")
-            self._captured.begin(example, each if isinstance(each, Tensor) else paths.resolve(each, self.paths))
+            chosen = each if isinstance(each, Tensor) else paths.resolve(each, self.paths, self.stages)
+            self._captured.begin(example, chosen)
         return self
 
     def _forget(self) -> None:
@@ -128,7 +138,7 @@ class SparseModel(nn.Module):
             and not any(reads_path(module) for module in others)
         )
 
-    def _run(self, x: Tensor, path: str | float | paths.Samples) -> Any:
+    def _run(self, x: Tensor, path: paths.Path | paths.Samples) -> Any:
         # Layers that were left as they were read the path from here.
         with paths.running(path):
             programs = self.runs_programs and not isinstance(path, paths.Samples) and _may_run_programs(x)

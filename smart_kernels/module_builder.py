@@ -39,7 +39,7 @@ class ModuleBuilder(Builder):
                 made[module] = self.replace(name, module, shapes.get(module), None, self.own_bias(module))
         self.check_refusals()
         takes_path = fusion.PATH in inspect.signature(self.model.forward).parameters
-        sparse = SparseModel(self.model, self.paths, self.rows, takes_path, uncaptured=reason)
+        sparse = SparseModel(self.model, self.paths, self.rows, takes_path, reason, self.stages)
         for name, module in originals.items():
             self._put(name, made[module])
         if is_right(sparse):

@@ -57,6 +57,7 @@ class SparseConv2d(nn.Module):
         second: a batch norm that reads the result beside others, as in pre-activation networks: the epilogue writes
             both, and the module returns (result, normed result).
         input_shape: of the input it was planned for, padding of ``pad`` included; None if unknown.
+        stage: of the network, from 0, whose path it runs on; ``second`` has a stage of its own.
     """
 
     def __init__(
@@ -81,18 +82,19 @@ class SparseConv2d(nn.Module):
         self.pad = pad
         self.second = second
         self.input_shape = None if input_shape is None else tuple(input_shape)
-        self._bound: dict[str | float | type[Samples], Run | SampleRun] = {}
+        self.stage = 0
+        self._bound: dict[paths.Path | type[Samples], Run | SampleRun] = {}
         self.register_load_state_dict_post_hook(_forget_bound)
 
     def forward(
-        self, x: Tensor, path: str | float | Samples | None = None, residual: Tensor | None = None
+        self, x: Tensor, path: paths.Path | Samples | None = None, residual: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """(N, C, H, W) -> (N, K, P, Q) on a resolved path; None means the path of the call under way.
 
         Each sample may have its own if ``runs_samples`` says so.
         """
         if path is None:
-            path = paths.current()
+            path = paths.current(self.stage)
         if self.pad is not None:
             x = F.pad(x, *self.pad)
         samples = (path,) if isinstance(path, Samples) else ()
@@ -124,7 +126,7 @@ class SparseConv2d(nn.Module):
         self.packed, self.backend = packed, backend
         self._bound.clear()
 
-    def _bind(self, path: str | float | type[Samples]) -> Run | SampleRun:
+    def _bind(self, path: paths.Path | type[Samples]) -> Run | SampleRun:
         backend, values = find(self.backend), next(self.packed.buffers())
         if not (verdict := backend.supports(self.geometry, values.dtype, values.device)):
             raise RuntimeError(
@@ -132,19 +134,20 @@ class SparseConv2d(nn.Module):
                 "move the whole swapped network, which is then planned anew, not parts of it"
             )
 
-        def of(tensors: PerPathTensors) -> Tensor:
-            return tensors.stacked() if path is Samples else tensors.of(path)
+        def of(tensors: PerPathTensors, stage: int) -> Tensor:
+            return tensors.stacked() if path is Samples else tensors.of(paths.at_stage(path, stage))
 
-        scale = None if self.scale is None else of(self.scale)
-        bias = None if self.bias is None else of(self.bias)
+        scale = None if self.scale is None else of(self.scale, self.stage)
+        bias = None if self.bias is None else of(self.bias, self.stage)
         affine = None
         if self.second is not None:
             # Its tensors end with (K, 1, 1).
-            second = (of(self.second.scale), of(self.second.bias))
+            second = (of(each, self.second.stage) for each in (self.second.scale, self.second.bias))
             affine = Affine(*(each.flatten(-3) for each in second), self.second.relu)
         if path is Samples:
             return backend.bind_samples(self.packed, self.geometry, scale, bias, self.relu, affine)
-        return backend.bind(self.packed, self.geometry, path, scale, bias, self.relu, affine)
+        own = paths.at_stage(path, self.stage)
+        return backend.bind(self.packed, self.geometry, own, scale, bias, self.relu, affine)
 
     def _apply(self, *args: Any, **kwargs: Any) -> SparseConv2d:
         # .to() and its like replace the buffers that bound calls hold.
@@ -165,7 +168,7 @@ class SparseLinear(SparseConv2d):
     Its packed weight is (out features, in features, 1, 1).
     """
 
-    def forward(self, x: Tensor, path: str | float | None = None) -> Tensor:
+    def forward(self, x: Tensor, path: paths.Path | None = None) -> Tensor:
         """(..., in features) -> (..., out features)."""
         features = self.geometry.weight_shape[0]
         return super().forward(x.reshape(-1, x.shape[-1], 1, 1), path).reshape(*x.shape[:-1], features)
@@ -194,12 +197,16 @@ class PathAffine(nn.Module):
         self.scale = PerPathTensors({name: value[:, None, None] for name, value in scale.items()})
         self.bias = PerPathTensors({name: value[:, None, None] for name, value in bias.items()})
         self.relu = relu
+        self.stage = 0
 
-    def forward(self, x: Tensor, path: str | float | Samples | None = None) -> Tensor:
+    def of(self, path: paths.Path | Samples) -> tuple[Tensor, Tensor]:
+        """Scale and bias, (C, 1, 1) each, of what a resolved path means for the norm's stage."""
+        own = paths.at_stage(path, self.stage)
+        return self.scale.of(own), self.bias.of(own)
+
+    def forward(self, x: Tensor, path: paths.Path | Samples | None = None) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        if path is None:
-            path = paths.current()
-        scale, bias = self.scale.of(path), self.bias.of(path)
+        scale, bias = self.of(paths.current(self.stage) if path is None else path)
         y = torch.addcmul(bias, x, scale)
         return y.relu_() if self.relu else y
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from smart_kernels import native
 from smart_kernels.modules import PathAffine, SparseConv2d
+from smart_kernels.paths import Path, at_stage
 
 MAX_BOUND = 8  # paths a program is kept ready for, as in modules.py
 NONE = -1
@@ -66,9 +67,9 @@ class Program(nn.Module):
         self.shapes = tuple(shapes)
         self.steps = tuple(steps)
         self.outputs = tuple(outputs)
-        self._handles: dict[str | float, _Handle] = {}
+        self._handles: dict[Path, _Handle] = {}
 
-    def forward(self, path: str | float, *inputs: Tensor) -> list[Tensor]:
+    def forward(self, path: Path, *inputs: Tensor) -> list[Tensor]:
         handle = self._handles.get(path)
         if handle is None:
             if len(self._handles) >= MAX_BOUND:
@@ -79,7 +80,7 @@ class Program(nn.Module):
         results = torch.ops.smart_kernels.program_run(handle.number, [x.float() for x in inputs])
         return [y.to(inputs[0].dtype) for y in results]
 
-    def _create(self, path: str | float) -> _Handle:
+    def _create(self, path: Path) -> _Handle:
         tensors: list[Tensor] = []
         fields = [number for step in self.steps for number in _fields(step, path, tensors)]
         sizes = [size for shape in self.shapes for size in shape[1:]]
@@ -96,7 +97,7 @@ class _Handle:
         weakref.finalize(self, native.free_program, number).atexit = False
 
 
-def _fields(step: Step, path: str | float, tensors: list[Tensor]) -> list[int]:
+def _fields(step: Step, path: Path, tensors: list[Tensor]) -> list[int]:
     """One step as csrc/program_ops.cpp reads it; its tensors are added to ``tensors``."""
 
     def put(tensor: Tensor | None) -> int:
@@ -111,13 +112,13 @@ def _fields(step: Step, path: str | float, tensors: list[Tensor]) -> list[int]:
     values = [step.kind, step.x, step.other, step.y, step.second]
     module = step.module
     if isinstance(module, PathAffine):
-        affine = [put_channels(module.scale.of(path)), put_channels(module.bias.of(path))]
+        affine = [put_channels(tensor) for tensor in module.of(path)]
         return [*values, *[NONE] * 5, *affine, 0, 0, 0, 0, module.relu, *step.geometry]
     if not isinstance(module, SparseConv2d):
         return [*values, *[NONE] * 7, 0, 0, 0, step.relu, 0, *step.geometry]
-    packed, second = module.packed, module.second
-    weight = [put(packed.path_values(path)), put(packed.codes), put(packed.segments)]
-    scale, bias = (put_channels(None if each is None else each.of(path)) for each in (module.scale, module.bias))
-    affine = [NONE, NONE] if second is None else [put_channels(each.of(path)) for each in (second.scale, second.bias)]
-    numbers = [packed.slab_channels, *packed.segment_range(path), module.relu, second is not None and second.relu]
+    packed, second, own = module.packed, module.second, at_stage(path, module.stage)
+    weight = [put(packed.path_values(own)), put(packed.codes), put(packed.segments)]
+    scale, bias = (put_channels(None if each is None else each.of(own)) for each in (module.scale, module.bias))
+    affine = [NONE, NONE] if second is None else [put_channels(tensor) for tensor in second.of(path)]
+    numbers = [packed.slab_channels, *packed.segment_range(own), module.relu, second is not None and second.relu]
     return [*values, *weight, scale, bias, *affine, *numbers, *module.geometry.numbers]

@@ -2,7 +2,8 @@
 
 Beside torch's own layers, any module takes part that follows a protocol: ``.masks`` on a convolution or fully connected
 layer maps path names to bool masks like its ``.weight``, ``.norms`` maps them to batch norms. A weight without masks
-drops where it is zero.
+drops where it is zero. A network may say how many ``.stages`` it has, and each of these modules which ``.stage`` it is
+in, from 0: then each stage can run on a path of its own.
 """
 
 from __future__ import annotations
@@ -67,6 +68,18 @@ def paths_of(model: nn.Module) -> tuple[str, ...]:
     if len(found) > 1:
         raise ValueError(f"modules of the model disagree on the paths' names: {sorted(found)}; all must have the same")
     return found.pop() if found else PATHS[:1]
+
+
+def stage_of(module: nn.Module) -> int:
+    """The stage of the network that a layer or norm is in."""
+    stage = getattr(module, "stage", 0)
+    return stage if isinstance(stage, int) else 0
+
+
+def stages_of(model: nn.Module) -> int:
+    """How many stages a network says that it has; 0 if it has none."""
+    stages = getattr(model, "stages", 0)
+    return stages if isinstance(stages, int) else 0
 
 
 def masks_of(module: nn.Module, paths: tuple[str, ...]) -> dict[str, Tensor]:

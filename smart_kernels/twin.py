@@ -14,7 +14,7 @@ from smart_kernels.backends import find
 from smart_kernels.model import SparseModel
 from smart_kernels.modules import PathAffine, PerPathTensors, SparseConv2d, SparseLinear
 from smart_kernels.packing import PackedWeight
-from smart_kernels.protocol import is_hooked, reads_path
+from smart_kernels.protocol import is_hooked, reads_path, stage_of
 
 _PADDINGS = {"reflect": nn.ReflectionPad2d, "replicate": nn.ReplicationPad2d, "circular": nn.CircularPad2d}
 
@@ -22,7 +22,7 @@ _PADDINGS = {"reflect": nn.ReflectionPad2d, "replicate": nn.ReplicationPad2d, "c
 class DenseTwin(nn.Module):
     """One path of a swapped network in plain torch layers, which gradients flow through; see :func:`dense_twin`."""
 
-    def __init__(self, net: nn.Module, path: str | float, takes_path: bool) -> None:
+    def __init__(self, net: nn.Module, path: paths.Path, takes_path: bool) -> None:
         super().__init__()
         self.net = net
         self.path = path
@@ -40,7 +40,7 @@ class DenseTwin(nn.Module):
         return super().train(False)
 
 
-def dense_twin(sparse: SparseModel, path: str | float = paths.PATHS[0]) -> DenseTwin:
+def dense_twin(sparse: SparseModel, path: paths.Path = paths.PATHS[0]) -> DenseTwin:
     """Builds a network of plain torch layers that computes what a swapped one does on a path.
 
     Masked weights and folded norms become the weights and biases of nn.Conv2d and nn.Linear. It shares no memory with
@@ -49,28 +49,29 @@ def dense_twin(sparse: SparseModel, path: str | float = paths.PATHS[0]) -> Dense
 
     Args:
         sparse: what :func:`smart_kernels.swap` or :func:`smart_kernels.load` returned.
-        path: one of its names, or a lambda in [0, 1].
+        path: one of its names, a lambda in [0, 1], or one of these for each stage.
 
     Raises:
         TypeError, ValueError: not a swapped network, or not a path of it.
     """
     check_swapped(sparse)
-    path = paths.resolve(path, sparse.paths)
+    path = paths.resolve(path, sparse.paths, sparse.stages)
     if sparse.uncaptured:
         layers = {id(m): _plain(m, path) for m in sparse.net.modules() if isinstance(m, SparseConv2d)}
         return DenseTwin(copy.deepcopy(sparse.net, layers | _norms(sparse.net, path)), path, sparse._takes_path)
     return DenseTwin(_PlainGraph(sparse.net, path).build(), path, takes_path=False)
 
 
-def single_path(sparse: SparseModel, path: str | float) -> SparseModel:
+def single_path(sparse: SparseModel, path: paths.Path) -> SparseModel:
     """A copy of a swapped network that has one path only, and holds the weights of that path only.
 
     A lambda's weights are mixed once, here. Where layers read the path by themselves the copy keeps all paths.
 
     Args:
-        path: one of its names, or a lambda in [0, 1]; the copy's path has the name, or that of the first path.
+        path: one of its names, a lambda in [0, 1], or one of these for each stage; the copy's path has that name,
+            or the first path's.
     """
-    path = paths.resolve(path, sparse.paths)
+    path = paths.resolve(path, sparse.paths, sparse.stages)
     if sparse.uncaptured or any(reads_path(module) for module in sparse.net.modules()):
         return copy.deepcopy(sparse)
     name = path if isinstance(path, str) else sparse.paths[0]
@@ -81,21 +82,22 @@ def single_path(sparse: SparseModel, path: str | float) -> SparseModel:
             replaced[id(module)] = _affine_of(module, path, name)
     for module in sparse.net.modules():
         if isinstance(module, SparseConv2d):
+            own = paths.at_stage(path, module.stage)
             if id(module.packed) not in packed:
-                packed[id(module.packed)] = _pack(module, path, name)
+                packed[id(module.packed)] = _pack(module, own, name)
             replaced[id(module)] = type(module)(
                 packed[id(module.packed)],
                 module.geometry,
                 module.backend,
-                _tensors_of(module.scale, path, name),
-                _tensors_of(module.bias, path, name),
+                _tensors_of(module.scale, own, name),
+                _tensors_of(module.bias, own, name),
                 module.relu,
                 module.pad,
                 None if module.second is None else replaced[id(module.second)],
                 module.input_shape,
             )
     single = copy.deepcopy(sparse, replaced)
-    single.paths = (name,)
+    single.paths, single.stages = (name,), 0
     return single.eval()
 
 
@@ -117,16 +119,17 @@ def _tensors_of(tensors: PerPathTensors | None, path: str | float, name: str) ->
     return None if tensors is None else {name: tensors.of(path).clone()}
 
 
-def _affine_of(affine: PathAffine, path: str | float, name: str) -> PathAffine:
-    scale, bias = ({name: tensors.of(path).flatten().clone()} for tensors in (affine.scale, affine.bias))
+def _affine_of(affine: PathAffine, path: paths.Path, name: str) -> PathAffine:
+    scale, bias = ({name: tensor.flatten().clone()} for tensor in affine.of(path))
     return PathAffine(scale, bias, affine.relu)
 
 
 # ---- plain layers ----
 
 
-def _plain(conv: SparseConv2d, path: str | float) -> nn.Module:
+def _plain(conv: SparseConv2d, path: paths.Path) -> nn.Module:
     """A layer without what follows it: residual, ReLU and second result are the graph's."""
+    path = paths.at_stage(path, conv.stage)
     weight, bias = conv.packed.dense(path), None if conv.bias is None else conv.bias.of(path)
     if conv.scale is not None:
         # In float64: the product is rounded once.
@@ -154,24 +157,23 @@ def _with(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
     return layer
 
 
-def _plain_affine(affine: PathAffine, path: str | float) -> nn.BatchNorm2d:
-    scale, bias = affine.scale.of(path).flatten(), affine.bias.of(path).flatten()
+def _plain_affine(affine: PathAffine, path: paths.Path) -> nn.BatchNorm2d:
+    scale, bias = (tensor.flatten() for tensor in affine.of(path))
     norm = nn.BatchNorm2d(len(scale), eps=0.0, device=scale.device, dtype=scale.dtype)
     return _with(norm, scale, bias)
 
 
-def _norms(net: nn.Module, path: str | float) -> dict[int, nn.Module]:
+def _norms(net: nn.Module, path: paths.Path) -> dict[int, nn.Module]:
     """For norms of several paths that were left as they were: that of a named path, by the id of the whole."""
-    if not isinstance(path, str):
-        return {}
     found = [module for module in net.modules() if hasattr(module, "norms") and not is_hooked(module)]
-    return {id(module): copy.deepcopy(module.norms[path]) for module in found}
+    own = {module: paths.at_stage(path, stage_of(module)) for module in found}
+    return {id(m): copy.deepcopy(m.norms[name]) for m, name in own.items() if isinstance(name, str)}
 
 
 class _PlainGraph:
     """Copies a swapped network's graph with plain layers in the place of its own."""
 
-    def __init__(self, net: fx.GraphModule, path: str | float) -> None:
+    def __init__(self, net: fx.GraphModule, path: paths.Path) -> None:
         self.net = net
         self.path = path
         self.graph = fx.Graph()

@@ -177,6 +177,9 @@ HOSTILE = {
         {"layers.0.conv1.mask.clean": torch.frombuffer(bytearray(zlib.compress(bytes(2**24))), dtype=torch.uint8)[:200]}
     ),
     "no path": lambda t, n: n.update(paths=[]),
+    "a stage that is not there": lambda t, n: n["modules"]["stem"].update(stage=3),
+    "a stage before the first": lambda t, n: n.update(stages=2) or n["modules"]["stem"].update(stage=-1),
+    "a stage that is no number": lambda t, n: n["modules"]["stem"].update(stage="first"),
     "three paths": lambda t, n: n.update(paths=["a", "b", "c"]),
 }
 
