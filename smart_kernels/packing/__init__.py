@@ -10,13 +10,23 @@ from smart_kernels.packing.base import PackedWeight
 from smart_kernels.packing.block import BlockWeight
 from smart_kernels.packing.channels import ChannelWeight
 from smart_kernels.packing.dense import DenseWeight
+from smart_kernels.packing.two_four import TwoFourWeight
 from smart_kernels.packing.unstructured import UnstructuredWeight
 
 FORMATS: dict[str, type[PackedWeight]] = {
-    cls.format: cls for cls in (UnstructuredWeight, BlockWeight, ChannelWeight, DenseWeight)
+    cls.format: cls for cls in (UnstructuredWeight, BlockWeight, TwoFourWeight, ChannelWeight, DenseWeight)
 }
 
-__all__ = ["FORMATS", "BlockWeight", "ChannelWeight", "DenseWeight", "PackedWeight", "UnstructuredWeight", "pack"]
+__all__ = [
+    "FORMATS",
+    "BlockWeight",
+    "ChannelWeight",
+    "DenseWeight",
+    "PackedWeight",
+    "TwoFourWeight",
+    "UnstructuredWeight",
+    "pack",
+]
 
 
 def pack(weight: Tensor, masks: Mapping[str, Tensor], format: str = "auto") -> PackedWeight:

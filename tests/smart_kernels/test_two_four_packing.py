@@ -1,0 +1,245 @@
+"""The 2:4 format: exactness against a model of the instruction, overflow, sharing, and corrupt or hostile states."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mma_sp import operand
+
+from smart_kernels import pack
+from smart_kernels.packing import TwoFourWeight
+from smart_kernels.packing.fragments import decode, encode
+from smart_kernels.packing.overflow import split
+
+
+def problem(shape, densities=(0.2, 0.2), dtype=torch.float16):
+    weight = torch.randn(shape).to(dtype)
+    return weight, {name: torch.rand(shape) < d for name, d in zip(("clean", "adv"), densities, strict=True)}
+
+
+def two_four_mask(shape, kept=2):
+    """A mask of at most ``kept`` of each four input channels."""
+    k, c, r, s = shape
+    order = torch.rand(k, c // 4, 4, r, s).argsort(dim=2)
+    return (order < kept).reshape(shape)
+
+
+def as_instructions_see_it(packed, path):
+    """(K, C, R, S) float64, put together from the model of the instruction, step by step as a kernel walks them."""
+    k, c, r, s = packed.shape
+    weight = packed.operand(path)
+    channels = -(-c // 8) * 8
+    matrix = torch.zeros(packed.slabs * 32, packed.blocks * 128, dtype=torch.float64)
+
+    def tile(values, metadata):
+        return torch.cat([operand(values[i], metadata, selector=i) for i in range(2)])
+
+    for slab in range(packed.slabs):
+        rows = slice(32 * slab, 32 * slab + 32)
+        for step in range(packed.steps):
+            of_step = weight.values[weight.first_slab + slab, step], weight.metadata[weight.first_slab + slab, step]
+            matrix[rows, 32 * step : 32 * step + 32] += tile(*of_step)
+        for block in range(packed.blocks):
+            at = (weight.first_slab + slab) * packed.blocks + block
+            for extra in range(int(weight.extra_starts[at]), int(weight.extra_starts[at + 1])):
+                found = tile(weight.extra_values[extra], weight.extra_metadata[extra])
+                for column in range(32):
+                    # Thread t of four reads the columns of its B registers: 8 j + 2 t and the next, for j of 0 to 3.
+                    j, t, i = column // 8, column % 8 // 2, column % 2
+                    repeated = int(weight.extra_columns[extra, 8 * t + 2 * j + i])
+                    matrix[rows, 128 * block + repeated] += found[:, column]
+    assert not matrix[k:].any() and not matrix[:, r * s * channels :].any()
+    return matrix[:k, : r * s * channels].reshape(k, r, s, channels)[..., :c].permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "densities"),
+    [
+        ((32, 16, 3, 3), (0.2, 0.2)),
+        ((40, 20, 1, 3), (0.2, 0.5)),
+        ((33, 136, 1, 1), (0.3, 0.2)),
+        ((3, 5, 2, 3), (0.9, 0.1)),
+        ((20, 48, 1, 1), (1.0, 0.0)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_instructions_fed_the_packed_operand_see_the_masked_weight(shape, densities, dtype):
+    weight, masks = problem(shape, densities, dtype)
+    packed = TwoFourWeight(weight, masks)
+    for path, mask in masks.items():
+        assert torch.equal(as_instructions_see_it(packed, path), (weight * mask).double())
+
+
+def test_instructions_see_the_mix_of_a_lambda():
+    packed = TwoFourWeight(*problem((20, 24, 3, 3)))
+    assert torch.equal(as_instructions_see_it(packed, 0.25), packed.dense(0.25).double())
+
+
+def test_metadata_lie_as_cutlass_reorders_them():
+    """A second source: 16-bit words of four groups, whose rows are interleaved and 2 x 2 blocks turned about."""
+    kept = two_four_mask((32, 32, 1, 1)).reshape(1, 32, 32)
+    _, metadata = encode(torch.randn(1, 32, 32), kept)
+    words = torch.zeros(32, 2, dtype=torch.long)
+    for row in range(32):
+        for column in range(0, 32, 4):
+            first, second = kept[0, row, column : column + 4].nonzero().flatten().tolist()
+            words[row, column // 16] |= (first | second << 2) << column % 16
+    reordered = torch.zeros_like(words)
+    for row in range(32):
+        for column in range(2):
+            to_row, to_column = row % 8 * 4 + row // 8, column
+            if (to_row % 2, to_column) in ((0, 1), (1, 0)):
+                to_row, to_column = to_row ^ 1, to_column ^ 1
+            reordered[to_row, to_column] = words[row, column]
+    assert torch.equal(metadata[0].long() & 0xFFFFFFFF, reordered[:, 0] | reordered[:, 1] << 16)
+
+
+@settings(max_examples=20)
+@given(
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.sampled_from([(1, 1), (3, 3), (2, 5)]),
+    st.tuples(*[st.sampled_from([0.0, 0.2, 0.6, 1.0])] * 2),
+    st.sampled_from([torch.float16, torch.bfloat16]),
+)
+def test_any_mask_comes_back_bit_for_bit(k, c, kernel, densities, dtype):
+    weight, masks = problem((k, c, *kernel), densities, dtype)
+    weight[:: max(1, k // 3)] *= 0  # zeros that masks keep, negative ones too
+    packed = TwoFourWeight(weight, masks)
+    packed.validate()
+    for path, mask in masks.items():
+        assert torch.equal(packed.dense(path), torch.where(mask, weight, 0))
+        assert not torch.signbit(packed.dense(path)[weight == 0]).any()
+        assert torch.equal(packed.mask(path), mask)
+    again, masks_again = packed.unpack()
+    assert torch.equal(TwoFourWeight(again, masks_again).values, packed.values)
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_masks_that_obey_have_no_extra_steps(kept):
+    shape = (64, 64, 3, 3)
+    masks = {name: two_four_mask(shape, kept) for name in ("clean", "adv")}
+    packed = TwoFourWeight(torch.randn(shape).half(), masks)
+    assert packed.extra_steps("clean") == packed.extra_steps("adv") == packed.overflow("adv") == 0
+    # Half the values and two bits for each of them.
+    assert packed.nbytes <= 2 * (1 + 1 / 8 + 0.01) * packed.values[0].numel() * packed.slabs * 2
+    assert packed.nbytes <= 0.5625 * 1.01 * 2 * 2 * packed.mask("clean").numel()
+
+
+def test_a_fifth_kept_at_random_overflows_little():
+    packed = TwoFourWeight(*problem((128, 128, 3, 3)))
+    weights = packed.mask("clean").numel()
+    expected = 4 * 0.2**3 * 0.8 + 2 * 0.2**4  # of each group of four, what is more than two
+    for path in packed.paths:
+        assert packed.overflow(path) / weights == pytest.approx(expected / 4, rel=0.1)
+        assert packed.extra_steps(path) <= 0.3 * packed.slabs * packed.steps
+
+
+def test_every_part_obeys_and_nothing_is_lost():
+    kept = torch.rand(7, 32, 128) < torch.linspace(0, 1, 7)[:, None, None]
+    regular, extra = split(kept)
+    for part in (regular, extra.kept):
+        assert int(part.unflatten(2, (-1, 4)).sum(dim=3).max()) <= 2
+    whole = regular.int()
+    for block, columns, moved in zip(extra.block, extra.columns, extra.kept, strict=True):
+        whole[block] += torch.zeros(32, 128, dtype=torch.int32).index_add(1, columns, moved.int())
+    assert torch.equal(whole, kept.int())
+    assert 0 not in extra.block
+    again = split(kept)[1]
+    assert torch.equal(extra.columns, again.columns) and torch.equal(extra.block, again.block)
+
+
+def test_a_full_mask_takes_twice_the_steps():
+    _, extra = split(torch.ones(1, 32, 128, dtype=torch.bool))
+    assert len(extra.block) == 4
+
+
+def test_equal_masks_are_held_once():
+    weight, masks = problem((64, 64, 3, 3))
+    masks["adv"] = masks["clean"].clone()
+    packed = TwoFourWeight(weight, masks)
+    assert packed.nbytes == TwoFourWeight(weight, {"clean": masks["clean"]}).nbytes
+    assert torch.equal(packed.dense("adv"), weight.where(masks["adv"], 0))
+
+
+def test_auto_takes_it_only_where_kernels_run_it():
+    weight, masks = problem((64, 64, 3, 3))
+    assert pack(weight, masks).format != "2:4"
+
+
+def test_mixed_values_are_kept_for_a_few_lambdas_only():
+    packed = TwoFourWeight(*problem((8, 8, 3, 3)))
+    assert packed.operand(0.5).values is packed.operand(0.5).values
+    for i in range(1, 8):
+        packed.operand(i / 8)
+    assert len(packed._mixes) <= 4
+    packed.load_state_dict({name: value.clone() for name, value in packed.state_dict().items()})
+    assert not packed._mixes
+
+
+def test_encoding_needs_no_weights_at_all():
+    values, metadata = encode(torch.zeros(0, 32, 32), torch.zeros(0, 32, 32, dtype=torch.bool))
+    assert decode(values, metadata)[0].shape == (0, 32, 32)
+
+
+def at(name, index, value):
+    def change(state):
+        state[name][index] = value
+
+    return change
+
+
+def hold_twice(state):
+    state["extra_columns"][1] = state["extra_columns"][0]
+    state["extra_values"][1] = state["extra_values"][0]
+    state["extra_metadata"][1] = state["extra_metadata"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (at("metadata", (0, 0, 0), 0), "do not ascend"),
+        (at("metadata", (0, 0, 5), -1), "do not ascend"),
+        (at("extra_metadata", (0, 31), 0x44441444), "do not ascend"),
+        (at("extra_columns", (0, 3), 128), "its block has not"),
+        (at("extra_columns", (-1, 0), 255), "its block has not"),
+        (at("extra_starts", 0, 1), "must ascend"),
+        (at("extra_starts", -1, 2**31 - 1), "must ascend"),
+        (at("extra_starts", -2, -(2**31)), "must ascend"),
+        (at("values", (0, -1), 1.0), "channels that there are not"),  # columns beyond the last
+        (at("values", (1, 0, 1), 1.0), "channels that there are not"),  # rows beyond the last
+        (hold_twice, "twice"),
+    ],
+)
+def test_corrupt_states_are_refused_and_never_run(change, message):
+    torch.manual_seed(1)
+    weight, masks = problem((40, 20, 3, 3), (0.6, 0.6))
+    packed = TwoFourWeight(weight, masks)
+    assert packed.extra_starts[1] >= 2
+    state = {name: value.clone() for name, value in packed.state_dict().items()}
+    change(state)
+    before = copy.deepcopy(packed)
+    with pytest.raises(ValueError, match=message):
+        packed.check_state(state)
+    assert torch.equal(packed.dense("clean"), before.dense("clean"))
+    with pytest.raises(ValueError, match=message):
+        packed.load_state_dict(state)
+    assert packed.disabled
+    assert bool((packed.extra_starts == -1).all())
+    packed.load_state_dict(before.state_dict())
+    assert not packed.disabled
+    assert torch.equal(packed.dense("adv"), before.dense("adv"))
+
+
+@pytest.mark.parametrize(
+    "name", ["values", "metadata", "extra_values", "extra_metadata", "extra_columns", "extra_starts"]
+)
+def test_buffers_of_other_shapes_or_dtypes_are_refused(name):
+    packed = TwoFourWeight(*problem((40, 20, 3, 3)))
+    with pytest.raises(ValueError, match="has shape"):
+        packed.check_state({name: packed.state_dict()[name][:-1].clone()})
+    with pytest.raises(ValueError, match="are needed"):
+        packed.check_state({name: packed.state_dict()[name].to(torch.float64)})
