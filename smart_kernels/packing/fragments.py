@@ -26,6 +26,15 @@ GROUP, KEPT = 4, 2
 NIBBLES = COLUMNS // 2 // GROUP  # groups in the half of a row, whose metadata one lane holds
 
 
+def _positions_of(bits: int) -> list[int]:
+    """Two ascending positions in a group, among them all that a mask of four bits keeps."""
+    kept_first = sorted(range(GROUP), key=lambda position: not bits >> position & 1)
+    return sorted(kept_first[:KEPT])
+
+
+_POSITIONS = [_positions_of(bits) for bits in range(2**GROUP)]
+
+
 def encode(tiles: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Compresses tiles of weights.
 
@@ -37,10 +46,8 @@ def encode(tiles: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         Values (T, 2, 32 lanes, 8), and metadata int32 (T, 32 lanes).
     """
     groups, kept = tiles.unflatten(2, (-1, GROUP)), kept.unflatten(2, (-1, GROUP))
-    position = torch.arange(GROUP, device=tiles.device)
-    # Kept positions come first; then both are put in order, as ordered metadata must be.
-    index = torch.where(kept, position, position + GROUP).sort(dim=3).values[..., :KEPT] % GROUP
-    index = index.sort(dim=3).values
+    bits = (kept.to(torch.uint8) << torch.arange(GROUP, device=tiles.device, dtype=torch.uint8)).sum(dim=3)
+    index = torch.tensor(_POSITIONS, device=tiles.device)[bits]
     empty = tiles.new_full((), -0.0)
     slots = torch.where(kept.gather(3, index), groups.gather(3, index) + 0.0, empty).flatten(2)
     # (T, matrix, upper or lower rows, g, left or right columns, t, two of a register)
