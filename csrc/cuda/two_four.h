@@ -1,0 +1,123 @@
+// The 2:4 convolution: what a launch is told, and which number of a tensor lies where.
+//
+// It is a product of two matrices that are never stored: the weight, output channels x columns, as the sparse operand,
+// and the input, columns x output pixels. A column is an input channel at a tap of the kernel. See
+// smart_kernels/packing/two_four.py for the weight; input and output are NHWC.
+#pragma once
+
+#include "portable.h"
+
+namespace smart::cuda {
+
+constexpr int kSlabChannels = 32;                            // output channels of a slab: two of an instruction
+constexpr int kStepColumns = 32;                             // depth of an instruction
+constexpr int kBlockSteps = 4;                               // steps of a block, which lies in shared memory
+constexpr int kBlockColumns = kBlockSteps * kStepColumns;    // of which an extra step gathers any 32
+constexpr int kCopyElements = 8;                             // of 16 bits, copied together
+constexpr int kBlockCopies = kBlockColumns / kCopyElements;  // of a pixel
+constexpr int kRowBytes = kBlockColumns * sizeof(uint16_t);  // of a pixel in shared memory
+constexpr int kFragmentElements = 8;                         // of the weight, that a lane gives an instruction
+constexpr int kNowhere = -(1 << 30);                         // a row or column that no tap brings into the input
+
+// Passed by value. 16-bit floats are given as their bits.
+struct TwoFour {
+  const uint16_t *x, *values, *extra_values;
+  const uint32_t *metadata, *extra_metadata;
+  const uint8_t* extra_columns;
+  const int32_t* extra_starts;
+  const float *scale, *bias;  // null: 1 and 0
+  const uint16_t* residual;   // null: none
+  uint16_t* y;
+  const float *second_scale, *second_bias;
+  uint16_t* second;  // null: there is no second result, y * second_scale + second_bias
+  int batch, height, width, channels;
+  int out_channels, out_height, out_width;
+  int pixels;  // batch * out_height * out_width
+  int kernel_w, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
+  int columns, steps, blocks, slabs, first_slab;
+  bool relu, second_relu;
+};
+
+// Where an output pixel's first tap reads: the pixel of all images, and its place in the image, for the bounds.
+struct Pixel {
+  int32_t origin, row, column, unused;
+};
+
+// What eight columns add to that, and their first channel.
+struct Columns {
+  int32_t offset, row, column, channel;
+  bool exist;
+};
+
+SMART_DEVICE Pixel locate_pixel(const TwoFour& p, int pixel) {
+  if (pixel >= p.pixels) return {0, kNowhere, kNowhere, 0};
+  const int of_image = p.out_height * p.out_width;
+  const int image = pixel / of_image, rest = pixel - image * of_image;
+  const int out_row = rest / p.out_width, out_column = rest - out_row * p.out_width;
+  const int row = out_row * p.stride_h - p.pad_top, column = out_column * p.stride_w - p.pad_left;
+  return {(image * p.height + row) * p.width + column, row, column, 0};
+}
+
+SMART_DEVICE Columns locate_columns(const TwoFour& p, int first) {
+  const int tap = first / p.channels;
+  const int tap_row = tap / p.kernel_w, tap_column = tap - tap_row * p.kernel_w;
+  const int row = tap_row * p.dilation_h, column = tap_column * p.dilation_w;
+  return {row * p.width + column, row, column, first - tap * p.channels, first < p.columns};
+}
+
+// Whether these columns read the input at this pixel, and not its padding.
+SMART_DEVICE bool is_inside(const TwoFour& p, const Pixel& pixel, const Columns& columns) {
+  const auto row = static_cast<uint32_t>(pixel.row + columns.row);
+  const auto column = static_cast<uint32_t>(pixel.column + columns.column);
+  return columns.exist && row < static_cast<uint32_t>(p.height) && column < static_cast<uint32_t>(p.width);
+}
+
+SMART_DEVICE int64_t input_index(const TwoFour& p, const Pixel& pixel, const Columns& columns) {
+  return static_cast<int64_t>(pixel.origin + columns.offset) * p.channels + columns.channel;
+}
+
+// Byte at which eight columns of a pixel of the tile begin. Pixels are 256 bytes apart, so the same columns of eight
+// pixels would lie in the same banks: each pixel has them in another order.
+SMART_DEVICE int shared_offset(int pixel, int copy) { return pixel * kRowBytes + ((copy ^ (pixel & 7)) * 16); }
+
+// How a thread block divides its work.
+template <class Element_, int kWarpSlabs_, int kWarpPixels_, int kWarpRows_, int kWarpColumns_, int kStages_>
+struct TwoFourTraits {
+  using Element = Element_;
+  static constexpr int kWarpSlabs = kWarpSlabs_;    // slabs of a warp
+  static constexpr int kWarpPixels = kWarpPixels_;  // output pixels of a warp
+  static constexpr int kWarpColumns = kWarpColumns_;
+  static constexpr int kStages = kStages_;  // blocks of columns in shared memory, all but one of them on their way
+
+  static constexpr int kWarpTiles = kWarpPixels / 8;  // an instruction has eight pixels
+  static constexpr int kThreads = 32 * kWarpRows_ * kWarpColumns;
+  static constexpr int kSlabs = kWarpSlabs * kWarpRows_;
+  static constexpr int kChannels = kSlabs * kSlabChannels;
+  static constexpr int kPixels = kWarpPixels * kWarpColumns;
+  static constexpr int kStageBytes = kPixels * kRowBytes;
+  // Floats of a pixel's sums on their way out: 4 more than channels, so that the lanes of a store hit 32 banks.
+  static constexpr int kSumFloats = kChannels + 4;
+  static constexpr int kSumBytes = kPixels * kSumFloats * 4;
+  static constexpr int kWorkBytes = kStages * kStageBytes > kSumBytes ? kStages * kStageBytes : kSumBytes;
+  static constexpr int kSharedBytes = kWorkBytes + kPixels * static_cast<int>(sizeof(Pixel));
+
+  static_assert(kWarpPixels % 8 == 0, "an instruction has eight pixels");
+  static_assert(kThreads % kBlockCopies == 0, "each thread copies the same columns of several pixels");
+  static_assert(kStages >= 2, "one block is copied while another is multiplied");
+  static_assert(kSharedBytes <= 99 * 1024, "GPUs of compute capability 8.6 and 8.9 have no more for a thread block");
+};
+
+// Warps read their weights from L1 or L2, and pixels from shared memory: the larger a warp's tile, the less it reads a
+// product. 64 x 64 takes half of the registers for sums, as much as a pipeline beside them leaves. 64 channels leave
+// no second row of warps. Small tiles are for maps too small to fill a GPU with large ones, narrow ones for few
+// channels.
+template <class Element>
+using Large = TwoFourTraits<Element, 2, 64, 2, 2, 3>;  // 128 channels x 128 pixels
+template <class Element>
+using Flat = TwoFourTraits<Element, 2, 32, 1, 4, 3>;  // 64 x 128
+template <class Element>
+using Small = TwoFourTraits<Element, 1, 32, 2, 2, 4>;  // 64 x 64
+template <class Element>
+using Narrow = TwoFourTraits<Element, 1, 32, 1, 4, 3>;  // 32 x 128
+
+}  // namespace smart::cuda
