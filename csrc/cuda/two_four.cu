@@ -211,6 +211,17 @@ std::tuple<Tensor, Tensor> sparse_conv2d_affine_two_four(Tensor x, Tensor values
   return {results.y, *results.second};
 }
 
+// Threads and bytes of shared memory of a thread block, which the compiled kernels do not tell.
+std::tuple<int64_t, int64_t> two_four_resources(int64_t tile) {
+  switch (tile) {
+    case 0: return {Large<Half>::kThreads, Large<Half>::kSharedBytes};
+    case 1: return {Flat<Half>::kThreads, Flat<Half>::kSharedBytes};
+    case 2: return {Small<Half>::kThreads, Small<Half>::kSharedBytes};
+    case 3: return {Narrow<Half>::kThreads, Narrow<Half>::kSharedBytes};
+    default: refuse("tile is ", tile, ": accepted are 0 to 3");
+  }
+}
+
 }  // namespace
 }  // namespace smart::cuda
 
@@ -224,6 +235,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(smart_kernels, m) {
       "Tensor extra_metadata, Tensor extra_columns, Tensor extra_starts, int first_slab, int[] geometry, "
       "Tensor? scale, Tensor? bias, Tensor? residual, bool relu, Tensor affine_scale, Tensor affine_bias, "
       "bool affine_relu, int tile=-1) -> (Tensor, Tensor)");
+  m.def("two_four_resources(int tile) -> (int, int)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(smart_kernels, CompositeExplicitAutograd, m) {
+  m.impl("two_four_resources", TORCH_BOX(&smart::cuda::two_four_resources));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(smart_kernels, CUDA, m) {

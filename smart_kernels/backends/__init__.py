@@ -5,12 +5,14 @@ from __future__ import annotations
 from smart_kernels.backends.base import Affine, Backend, Run, SampleRun, Verdict
 from smart_kernels.backends.channels import ChannelsBackend
 from smart_kernels.backends.cpu import CpuBackend
+from smart_kernels.backends.cuda import CudaBackend
 from smart_kernels.backends.dense import DenseBackend
 from smart_kernels.backends.triton import TritonBackend
 
 # In the order of preference where nothing was measured; dense, which runs everything, is last.
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (ChannelsBackend(), TritonBackend(), CpuBackend(), DenseBackend())
+    backend.name: backend
+    for backend in (ChannelsBackend(), TritonBackend(), CudaBackend(), CpuBackend(), DenseBackend())
 }
 
 __all__ = ["BACKENDS", "Affine", "Backend", "Run", "SampleRun", "Verdict", "find"]

@@ -1,13 +1,19 @@
 """The 2:4 kernel's own source, compiled with g++ for an emulated GPU: see tests/cpp/emulated_gpu.h."""
 
 import ctypes
+import functools
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 
+from smart_kernels.two_four_ops import TILES
+
 ROOT = Path(__file__).parents[2]
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-Werror"]
 POINTERS = (
     "x values extra_values metadata extra_metadata extra_columns extra_starts scale bias residual y second_scale "
@@ -17,7 +23,6 @@ NUMBERS = (
     "batch height width channels out_channels out_height out_width pixels kernel_w stride_h stride_w pad_top pad_left "
     "dilation_h dilation_w columns steps blocks slabs first_slab"
 )
-TILES = ("large", "flat", "small", "narrow")
 
 
 class TwoFour(ctypes.Structure):
@@ -31,12 +36,14 @@ class TwoFour(ctypes.Structure):
     )
 
 
-def compile_library(folder: Path) -> ctypes.CDLL:
-    """Builds and loads it; needs a C++ compiler."""
-    file = folder / "two_four.so"
+@functools.cache
+def emulated_library() -> ctypes.CDLL:
+    """Builds and loads it, once; needs g++."""
     source = ROOT / "tests" / "cpp" / "two_four.cpp"
-    subprocess.run([shutil.which("g++"), *FLAGS, f"-I{ROOT / 'csrc'}", str(source), "-o", str(file)], check=True)
-    library = ctypes.CDLL(str(file))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "two_four.so"
+        subprocess.run(["g++", *FLAGS, f"-I{ROOT / 'csrc'}", str(source), "-o", str(file)], check=True)
+        library = ctypes.CDLL(str(file))
     library.widen.restype, library.widen.argtypes = ctypes.c_float, (ctypes.c_uint16, ctypes.c_bool)
     library.narrow.restype, library.narrow.argtypes = ctypes.c_uint16, (ctypes.c_float, ctypes.c_bool)
     library.two_four.argtypes = (ctypes.POINTER(TwoFour), ctypes.c_bool, ctypes.c_int, ctypes.c_bool)
@@ -44,11 +51,15 @@ def compile_library(folder: Path) -> ctypes.CDLL:
     return library
 
 
-def run(library, x, packed, geometry, path, tile, *, scale=None, bias=None, residual=None, relu=False, affine=None,
+def run(library, x, operand, geometry, tile, *, scale=None, bias=None, residual=None, relu=False, affine=None,
         backwards=False):  # fmt: skip
-    """What the operator does on a GPU: (N, K, P, Q) in channels_last, with ``affine`` the second result beside it."""
-    operand = packed.operand(path)
+    """What the operator does on a GPU, to a path's :class:`smart_kernels.packing.two_four.Operand`.
+
+    Returns:
+        (N, K, P, Q) in channels_last; with ``affine``, scale, bias and relu of the second result, both.
+    """
     n, k, p, q = geometry.output_shape(x.shape)
+    columns = -(-x.shape[1] // 8) * 8 * geometry.weight_shape[2] * geometry.weight_shape[3]
     x = x.contiguous(memory_format=torch.channels_last)
     results = [
         torch.full((n, k, p, q), float("nan"), dtype=x.dtype).contiguous(memory_format=torch.channels_last)
@@ -63,8 +74,8 @@ def run(library, x, packed, geometry, path, tile, *, scale=None, bias=None, resi
     ]  # fmt: skip
     numbers = [
         n, *x.shape[2:], x.shape[1], k, p, q, n * p * q, geometry.weight_shape[3], *geometry.stride,
-        geometry.padding[0], geometry.padding[2], *geometry.dilation, packed.columns, packed.steps, packed.blocks,
-        packed.slabs, operand.first_slab,
+        geometry.padding[0], geometry.padding[2], *geometry.dilation, columns, -(-columns // 32), -(-columns // 128),
+        -(-k // 32), operand.first_slab,
     ]  # fmt: skip
     pointers = [None if each is None else each.data_ptr() for each in tensors]
     problem = TwoFour(*pointers, *numbers, relu, second_relu)

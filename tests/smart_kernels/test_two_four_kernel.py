@@ -3,23 +3,22 @@
 Numbers are small integers, whose sums 16-bit floats hold: results must be equal, not close.
 """
 
-import shutil
-
 import pytest
 import torch
 import torch.nn.functional as F
-from emulated import TILES, compile_library, run
+from emulated import emulated_library, needs_compiler, run
 
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import TwoFourWeight
+from smart_kernels.two_four_ops import TILES
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+pytestmark = needs_compiler
 DTYPES = [torch.float16, torch.bfloat16]
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return compile_library(tmp_path_factory.mktemp("emulated"))
+def library():
+    return emulated_library()
 
 
 def integers(*shape, largest=1, dtype=torch.float16):
@@ -65,7 +64,7 @@ def test_every_tile_computes_the_convolution(library, case, tile):
     shape, (n, h, w), arguments = CASES[case]
     packed, geometry = layer(shape, **arguments)
     x = integers(n, shape[1], h, w)
-    y = run(library, x, packed, geometry, "adv", tile)
+    y = run(library, x, packed.operand("adv"), geometry, tile)
     assert torch.equal(y.double(), reference(x, packed, geometry, "adv"))
 
 
@@ -75,7 +74,7 @@ def test_any_mask_is_exact(library, density, dtype):
     packed, geometry = layer((40, 16, 3, 3), density, dtype, padding=1)
     x = integers(1, 16, 6, 6, dtype=dtype)
     for path in ("clean", "adv"):
-        y = run(library, x, packed, geometry, path, "small")
+        y = run(library, x, packed.operand(path), geometry, "small")
         assert torch.equal(y.double(), reference(x, packed, geometry, path))
 
 
@@ -86,8 +85,8 @@ def test_scale_bias_residual_relu_and_second_result(library, dtype, tile):
     x, residual = integers(2, 16, 5, 5, dtype=dtype), integers(2, 48, 5, 5, largest=9, dtype=dtype)
     scale, bias, second_scale, second_bias = (integers(48, largest=4, dtype=torch.float32) for _ in range(4))
     y, second = run(
-        library, x, packed, geometry, "clean", tile, scale=scale, bias=bias, residual=residual, relu=True,
-        affine=(second_scale, second_bias, True),
+        library, x, packed.operand("clean"), geometry, tile, scale=scale, bias=bias, residual=residual,
+        relu=True, affine=(second_scale, second_bias, True),
     )  # fmt: skip
     expected = reference(x, packed, geometry, "clean", scale, bias, residual, relu=True)
     assert torch.equal(y.double(), expected.to(dtype).double())
@@ -100,7 +99,7 @@ def test_threads_may_run_in_any_order(library, tile):
     """With a barrier or a wait too few, what a thread reads depends on who ran first."""
     packed, geometry = layer((64, 64, 3, 3), padding=1)
     x = integers(1, 64, 5, 5)
-    y = [run(library, x, packed, geometry, "clean", tile, backwards=each) for each in (False, True)]
+    y = [run(library, x, packed.operand("clean"), geometry, tile, backwards=each) for each in (False, True)]
     assert torch.equal(y[0].double(), reference(x, packed, geometry, "clean"))
     assert torch.equal(y[0], y[1])
 
@@ -108,7 +107,7 @@ def test_threads_may_run_in_any_order(library, tile):
 def test_a_lambda_runs_on_the_union(library):
     packed, geometry = layer((32, 16, 1, 1))
     x = integers(1, 16, 4, 4)
-    y = run(library, x, packed, geometry, 0.5, "narrow")
+    y = run(library, x, packed.operand(0.5), geometry, "narrow")
     assert torch.equal(y.double(), reference(x, packed, geometry, 0.5))
 
 
@@ -117,7 +116,7 @@ def test_fractions_are_summed_in_float32(library):
     packed = TwoFourWeight(weight, {"clean": torch.rand(weight.shape) < 0.3})
     geometry = Geometry.of(weight.shape, padding=1)
     x = torch.randn(1, 64, 5, 5).half()
-    y = run(library, x, packed, geometry, "clean", "small")
+    y = run(library, x, packed.operand("clean"), geometry, "small")
     torch.testing.assert_close(y.double(), reference(x, packed, geometry, "clean"), rtol=2**-11, atol=1e-5)
 
 

@@ -1,0 +1,134 @@
+"""What nvcc made of the CUDA kernels in the compiled library: ``python -m benchmarks.sass``.
+
+For each kernel and GPU generation: which instructions multiply, copy and load, registers and shared memory of a thread
+block, and whether anything spills. It needs no GPU, and says nothing of how fast it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from smart_kernels import native, two_four_ops
+
+# As SASS spells them: sparse tensor cores, copies into shared memory beside other work, matrices loaded from there.
+INSTRUCTIONS = {"HMMA.SP": r"\bHMMA\.SP", "HMMA": r"\bHMMA\.(?!SP)", "LDGSTS": r"\bLDGSTS", "LDSM": r"\bLDSM"}
+# The tiles of csrc/cuda/two_four.h by their traits: slabs and pixels of a warp, rows and columns of warps.
+TILES = {(2, 64, 2, 2): "large", (2, 32, 1, 4): "flat", (1, 32, 2, 2): "small", (1, 32, 1, 4): "narrow"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel of one GPU generation.
+
+    Attributes:
+        name: "float16, large" and the like.
+        architecture: "sm_80" and the like.
+        registers: of each thread.
+        stack_bytes: of each thread; registers spill there.
+        threads, shared_bytes: of a thread block.
+        instructions: how many of each of ``INSTRUCTIONS`` there are.
+    """
+
+    name: str
+    architecture: str
+    registers: int
+    stack_bytes: int
+    threads: int
+    shared_bytes: int
+    instructions: Counter[str]
+
+
+def find_tool() -> str | None:
+    """cuobjdump, of the CUDA toolkit or of Triton, which brings it along."""
+    if found := shutil.which("cuobjdump") or shutil.which("/usr/local/cuda/bin/cuobjdump"):
+        return found
+    if (triton := importlib.util.find_spec("triton")) is None:
+        return None
+    tool = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return str(tool) if tool.exists() else None
+
+
+def missing() -> str | None:
+    """Why there is nothing to look at, in one sentence; None if there is."""
+    if find_tool() is None:
+        return "cuobjdump was not found: install the CUDA toolkit, or `pip install triton`"
+    return two_four_ops.missing()
+
+
+def read_kernels(library: Path = native.LIBRARY) -> list[Kernel]:
+    """All 2:4 kernels in the library.
+
+    Raises:
+        RuntimeError: there is nothing to look at; the message says why.
+    """
+    if why := missing():
+        raise RuntimeError(why)
+    resources, code = {}, {}
+    for architecture, name, text in _sections(_dump("-res-usage", library), r"Function (\S+):"):
+        resources[architecture, name] = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text).groups()
+    for architecture, name, text in _sections(_dump("-sass", library), r"Function : (\S+)"):
+        code[architecture, name] = Counter({each: len(re.findall(p, text)) for each, p in INSTRUCTIONS.items()})
+    return [
+        Kernel(
+            title, architecture, int(registers), int(stack) + int(local), *_block_of(title), code[architecture, name]
+        )
+        for (architecture, name), (registers, stack, local) in resources.items()
+        if (title := _title(name))
+    ]
+
+
+def _dump(flag: str, library: Path) -> str:
+    return subprocess.run([find_tool(), flag, str(library)], capture_output=True, text=True, check=True).stdout
+
+
+def _sections(text: str, function: str) -> Iterator[tuple[str, str, str]]:
+    """(architecture, mangled name, text) of each function of a dump."""
+    for part in re.split(r"^Fatbin elf code:", text, flags=re.MULTILINE)[1:]:
+        architecture = re.search(r"arch = (\S+)", part)[1]
+        pieces = re.split(function, part)
+        yield from ((architecture, *pair) for pair in zip(pieces[1::2], pieces[2::2], strict=True))
+
+
+def _title(mangled: str) -> str | None:
+    found = re.search(r"TwoFourTraitsI\w*?(Half|Brain)ELi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)E", mangled)
+    if found is None:
+        return None
+    dtype = {"Half": "float16", "Brain": "bfloat16"}[found[1]]
+    return f"{dtype}, {TILES[tuple(map(int, found.groups()[1:]))]}"
+
+
+def _block_of(title: str) -> tuple[int, int]:
+    return torch.ops.smart_kernels.two_four_resources(two_four_ops.TILES.index(title.split(", ")[1]))
+
+
+def table(kernels: list[Kernel]) -> Iterator[str]:
+    """Lines of a Markdown table."""
+    yield f"| kernel | GPU | threads | registers | shared KiB | stack bytes | {' | '.join(INSTRUCTIONS)} |"
+    yield "|---" * (6 + len(INSTRUCTIONS)) + "|"
+    for kernel in sorted(kernels, key=lambda each: (each.architecture, each.name)):
+        shared = f"{kernel.shared_bytes / 1024:.0f}"
+        cells = (kernel.name, kernel.architecture, kernel.threads, kernel.registers, shared, kernel.stack_bytes)
+        yield f"| {' | '.join(map(str, (*cells, *(kernel.instructions[each] for each in INSTRUCTIONS))))} |"
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    if why := missing():
+        parser.error(why)
+    print("\n".join(table(read_kernels())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The CUDA backend: sparse tensor cores of NVIDIA GPUs on any mask that mostly keeps two weights of each four."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smart_kernels import native, two_four_ops
+from smart_kernels.backends.base import Affine, Backend, NoGradient, Run, Verdict
+from smart_kernels.geometry import Geometry
+from smart_kernels.packing.fragments import GROUP, KEPT
+from smart_kernels.packing.two_four import CHANNELS, TwoFourWeight
+
+DTYPES = (torch.float16, torch.bfloat16)
+CAPABILITY = (8, 0)
+# Groups of which more than two weights are kept. Random masks of 40 % have that many: half as many steps again, of half
+# the cost of dense ones.
+MAX_OVERFULL = 0.2
+
+
+class CudaBackend(Backend):
+    name = "cuda"
+    format = "2:4"
+
+    def available(self) -> Verdict:
+        why = two_four_ops.missing() or native.cuda_missing()
+        return Verdict(why is None, why or "")
+
+    def supports(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Verdict:
+        if device.type != "cuda":
+            return Verdict(False, f"the cuda kernels run on NVIDIA GPUs, not on {device.type}")
+        if not (available := self.available()):
+            return available
+        if (capability := torch.cuda.get_device_capability(device)) < CAPABILITY:
+            version = ".".join(map(str, capability))
+            return Verdict(False, f"sparse tensor cores need compute capability 8.0, this GPU has {version}")
+        return self.computes(geometry, dtype)
+
+    def computes(self, geometry: Geometry, dtype: torch.dtype) -> Verdict:
+        """Whether the kernels can run this convolution, wherever that may be."""
+        if dtype not in DTYPES:
+            name = str(dtype).removeprefix("torch.")
+            return Verdict(False, f"sparse tensor cores take float16 and bfloat16, not {name}")
+        if geometry.groups > 1:
+            return Verdict(False, f"the cuda kernels take one group, not {geometry.groups}")
+        channels = (geometry.weight_shape[1], geometry.weight_shape[0])
+        if any(number % CHANNELS for number in channels):
+            return Verdict(
+                False,
+                f"the cuda kernels copy {CHANNELS} channels at a time, which {channels[0]} input or {channels[1]} "
+                "output channels do not divide into",
+            )
+        return Verdict(True)
+
+    def suits(self, masks: Mapping[str, Tensor]) -> Verdict:
+        share = max(overfull_share(mask) for mask in masks.values())
+        if share <= MAX_OVERFULL:
+            return Verdict(True)
+        return Verdict(False, f"masks keep more than {KEPT} weights in {share:.0%} of groups of {GROUP} input channels")
+
+    def bind(
+        self,
+        packed: TwoFourWeight,
+        geometry: Geometry,
+        path: str | float,
+        scale: Tensor | None,
+        bias: Tensor | None,
+        relu: bool,
+        affine: Affine | None = None,
+        tile: int = -1,
+    ) -> Run:
+        """As the base class says; ``tile`` is an index into ``two_four_ops.TILES``, to measure one."""
+        ops = torch.ops.smart_kernels
+        op = (ops.sparse_conv2d_two_four if affine is None else ops.sparse_conv2d_affine_two_four).default
+        scale, bias = (None if each is None else each.float() for each in (scale, bias))
+        last_arguments: tuple[object, ...] = (tile,)
+        if affine is not None:
+            last_arguments = (affine.scale.float(), affine.bias.float(), affine.relu, tile)
+        operand, numbers = packed.operand(path), geometry.numbers
+
+        def run(x: Tensor, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+            if packed.disabled:
+                raise ValueError("corrupt data was loaded into this packed weight: load a good state, or pack it anew")
+            if x.requires_grad and torch.is_grad_enabled():
+                with torch.no_grad():
+                    y = run(x, residual)
+                return NoGradient.apply(x, y) if affine is None else tuple(NoGradient.apply(x, each) for each in y)
+            return op(x, *operand, numbers, scale, bias, residual, relu, *last_arguments)
+
+        return run
+
+
+def overfull_share(mask: Tensor) -> float:
+    """The share of groups of four input channels of which a mask (K, C, R, S) keeps more than two."""
+    padded = F.pad(mask, (0, 0, 0, 0, 0, -mask.shape[1] % GROUP))
+    return float((padded.unflatten(1, (-1, GROUP)).sum(dim=2) > KEPT).float().mean())

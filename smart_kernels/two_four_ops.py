@@ -1,0 +1,81 @@
+"""Fake kernels of the 2:4 operators, which csrc/cuda/two_four.cu defines where the library was built with CUDA.
+
+Arguments that both take:
+
+    x: (N, C, H, W), float16 or bfloat16; read as channels_last, and copied if it is not.
+    values, metadata, extra_values, extra_metadata, extra_columns, extra_starts, first_slab: a
+        :class:`smart_kernels.packing.two_four.Operand`, of a weight that has checked every index.
+    geometry: ``Geometry.numbers``.
+    scale, bias: (K,), float32.
+    tile: which of ``TILES``; -1 chooses by the size of the layer.
+
+Both give results in channels_last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from smart_kernels import native
+from smart_kernels.geometry import Geometry
+
+TILES = ("large", "flat", "small", "narrow")
+
+
+def missing() -> str | None:
+    """Why there are no 2:4 operators, in one sentence; None if there are."""
+    if native.missing() is None and not hasattr(torch.ops.smart_kernels, "sparse_conv2d_two_four"):
+        return "the library was built without CUDA: install nvcc 12 or later, and build again with SMART_BUILD_CUDA=1"
+    return native.missing()
+
+
+if missing() is None:
+
+    @torch.library.register_fake("smart_kernels::sparse_conv2d_two_four")
+    def _(
+        x,
+        values,
+        metadata,
+        extra_values,
+        extra_metadata,
+        extra_columns,
+        extra_starts,
+        first_slab,
+        geometry,
+        scale,
+        bias,
+        residual,
+        relu,
+        tile=-1,
+    ):
+        return _result(x, geometry)
+
+    @torch.library.register_fake("smart_kernels::sparse_conv2d_affine_two_four")
+    def _(
+        x,
+        values,
+        metadata,
+        extra_values,
+        extra_metadata,
+        extra_columns,
+        extra_starts,
+        first_slab,
+        geometry,
+        scale,
+        bias,
+        residual,
+        relu,
+        affine_scale,
+        affine_bias,
+        affine_relu,
+        tile=-1,
+    ):
+        return _result(x, geometry), _result(x, geometry)
+
+
+def _result(x: Tensor, geometry: Sequence[int]) -> Tensor:
+    shape = Geometry.of_numbers(geometry).output_shape(x.shape)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

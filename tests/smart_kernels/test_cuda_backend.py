@@ -1,0 +1,181 @@
+"""The CUDA backend and its operators, with the kernel itself on the emulated GPU in the place of a real one."""
+
+import shutil
+
+import pytest
+import torch
+from emulated import emulated_library, run
+from networks import TwoPaths
+from torch._subclasses import FakeTensorMode
+
+from smart_kernels import native, swap, two_four_ops, verify
+from smart_kernels.backends import BACKENDS, Affine, Verdict
+from smart_kernels.backends.cuda import CudaBackend, overfull_share
+from smart_kernels.geometry import Geometry
+from smart_kernels.packing import TwoFourWeight
+from smart_kernels.packing.two_four import Operand
+from smart_kernels.two_four_ops import TILES
+
+CUDA = BACKENDS["cuda"]
+needs_operators = pytest.mark.skipif(two_four_ops.missing() is not None, reason=str(two_four_ops.missing()))
+
+
+def problem(shape=(32, 16, 3, 3), density=0.2, dtype=torch.float16):
+    masks = {name: torch.rand(shape) < density for name in ("clean", "adv")}
+    return TwoFourWeight(torch.randint(-1, 2, shape).to(dtype), masks), Geometry.of(shape, padding=1)
+
+
+@pytest.fixture
+def emulated():
+    """The operators answer on CPU tensors, by way of the emulated GPU."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    compiled = emulated_library()
+
+    def convolve(x, *arguments, affine=None, tile=-1):
+        *tensors, numbers, scale, bias, residual, relu = arguments
+        name = "small" if tile < 0 else TILES[tile]
+        return run(compiled, x, Operand(*tensors), Geometry.of_numbers(numbers), name, scale=scale, bias=bias,
+                   residual=residual, relu=relu, affine=affine)  # fmt: skip
+
+    def plain(*arguments):
+        return convolve(*arguments[:13], tile=arguments[13] if len(arguments) > 13 else -1)
+
+    def affine(*arguments):
+        return convolve(*arguments[:13], affine=arguments[13:16], tile=arguments[16] if len(arguments) > 16 else -1)
+
+    library = torch.library.Library("smart_kernels", "IMPL", "CPU")
+    library.impl("sparse_conv2d_two_four", plain)
+    library.impl("sparse_conv2d_affine_two_four", affine)
+    yield
+    library._destroy()
+
+
+@needs_operators
+@pytest.mark.parametrize("path", ["clean", "adv", 0.5])
+@pytest.mark.parametrize("with_second", [False, True])
+def test_the_backend_computes_what_dense_does(emulated, path, with_second):
+    packed, geometry = problem()
+    x, residual = torch.randint(-1, 2, (2, 16, 5, 5)).half(), torch.randint(-2, 3, (2, 32, 5, 5)).half()
+    scale, bias, second_scale, second_bias = torch.randint(-2, 3, (4, 32)).half()
+    affine = Affine(second_scale, second_bias, True) if with_second else None
+    results = [
+        backend.bind(each, geometry, path, scale, bias, True, affine)(x, residual)
+        for backend, each in ((CUDA, packed), (BACKENDS["dense"], packed))
+    ]
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-2)
+
+
+@needs_operators
+def test_operators_keep_their_promises(emulated):
+    packed, geometry = problem()
+    x = torch.rand(1, 16, 4, 4).half()
+    arguments = (x, *packed.operand("adv"), geometry.numbers, torch.rand(32), None, None, True)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.smart_kernels.sparse_conv2d_two_four.default, arguments, test_utils=checks)
+    torch.library.opcheck(
+        torch.ops.smart_kernels.sparse_conv2d_affine_two_four.default,
+        (*arguments, torch.rand(32), torch.rand(32), False),
+        test_utils=checks,
+    )
+
+
+@needs_operators
+def test_a_compiled_graph_holds_the_operator(emulated):
+    packed, geometry = problem()
+    run_path = CUDA.bind(packed, geometry, "clean", None, None, True)
+    compiled = torch.compile(lambda x: run_path(x, None), fullgraph=True, backend="aot_eager")
+    x = torch.rand(1, 16, 4, 4).half()
+    with torch.inference_mode():
+        assert torch.equal(compiled(x), run_path(x, None))
+
+
+@needs_operators
+def test_results_are_channels_last_on_the_inputs_device():
+    packed, geometry = problem()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(3, 16, 9, 9, dtype=torch.float16, device="cuda")
+        *tensors, first_slab = packed.operand("adv")
+        weight = [torch.empty(each.shape, dtype=each.dtype, device="cuda") for each in tensors]
+        y = torch.ops.smart_kernels.sparse_conv2d_two_four(
+            x, *weight, first_slab, geometry.numbers, None, None, None, False
+        )
+    assert y.shape == (3, 32, 9, 9) and y.dtype == x.dtype and y.device.type == "cuda"
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_operators
+def test_the_operator_has_no_answer_on_a_cpu():
+    packed, geometry = problem()
+    x = torch.rand(1, 16, 4, 4).half()
+    with pytest.raises(NotImplementedError, match="CPU"):
+        CUDA.bind(packed, geometry, "clean", None, None, False)(x, None)
+
+
+def test_a_corrupt_weight_never_runs():
+    packed, geometry = problem()
+    state = packed.state_dict()
+    state = {**state, "extra_columns": torch.full_like(state["extra_columns"], 255)}
+    with pytest.raises(ValueError, match="corrupt"):
+        packed.load_state_dict(state)
+    if two_four_ops.missing() is None:
+        with pytest.raises(ValueError, match="corrupt data was loaded"):
+            CUDA.bind(packed, geometry, "clean", None, None, False)(torch.rand(1, 16, 4, 4).half(), None)
+
+
+@needs_operators
+def test_the_backward_pass_is_refused(emulated):
+    packed, geometry = problem()
+    x = torch.rand(1, 16, 4, 4).half().requires_grad_()
+    with pytest.raises(RuntimeError, match="compute no gradients"):
+        CUDA.bind(packed, geometry, "clean", None, None, False)(x, None).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("shape", "arguments", "dtype", "message"),
+    [
+        ((32, 16, 3, 3), {}, torch.float32, "float16 and bfloat16, not float32"),
+        ((32, 3, 3, 3), {}, torch.float16, "3 input or 32 output channels"),
+        ((10, 16, 1, 1), {}, torch.float16, "16 input or 10 output channels"),
+        ((32, 8, 3, 3), {"groups": 2}, torch.float16, "one group, not 2"),
+    ],
+)
+def test_what_it_cannot_compute_it_says(shape, arguments, dtype, message):
+    verdict = CUDA.computes(Geometry.of(shape, **arguments), dtype)
+    assert not verdict and message in verdict.why
+
+
+def test_it_is_for_gpus_of_capability_8(monkeypatch):
+    _, geometry = problem()
+    assert "not on cpu" in CUDA.supports(geometry, torch.float16, torch.device("cpu")).why
+    monkeypatch.setattr(CudaBackend, "available", lambda self: Verdict(True))
+    for capability, ok in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert bool(CUDA.supports(geometry, torch.float16, torch.device("cuda"))) == ok
+
+
+def test_without_a_gpu_it_says_why():
+    if native.cuda_missing() is None:
+        pytest.skip("there is a GPU")
+    assert CUDA.available().why
+
+
+def test_masks_that_overflow_much_are_left_to_others():
+    mask = torch.zeros(8, 10, 1, 1, dtype=torch.bool)
+    assert overfull_share(mask) == 0
+    mask[:, :3] = mask[0, 8:] = True
+    assert overfull_share(mask) == pytest.approx(1 / 3)
+    assert not CUDA.suits({"clean": mask})
+    assert CUDA.suits({"clean": torch.rand(64, 64, 3, 3) < 0.2})
+
+
+@needs_operators
+def test_a_swapped_network_runs_on_it(emulated, monkeypatch):
+    """All the way from the planner, as on a GPU; layers it cannot run stay dense."""
+    monkeypatch.setattr(CudaBackend, "supports", lambda self, geometry, dtype, device: self.computes(geometry, dtype))
+    model = TwoPaths().eval().half()
+    images = torch.rand(2, 1, 9, 9).half()
+    sparse = swap(model, images, backend="cuda")
+    used = {row["backend"] for row in sparse.report()}
+    assert "cuda" in used
+    verify(model, sparse, images)
