@@ -23,7 +23,7 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the training images.
-        batch_size: images a step; the first half trains the clean path, the other, attacked, the adversarial path.
+        batch_size: images a step; how many of them are attacked is the method's choice.
         lr, momentum, weight_decay: of SGD.
         lr_schedule: ``"cosine"`` to zero over the run, step by step; or ``"constant"``.
         eps, attack_step, attack_steps: of the PGD attack in training; radius and step in units of the [0, 1] range.
@@ -34,6 +34,7 @@ class TrainConfig:
         dial: ``"ends"``: each step trains the two paths by :func:`smart.smart_loss`; ``"sampled"``: every other step
             trains, by :func:`smart.dial_loss`, the dial at one lambda drawn evenly from (0, 1), at the same cost. In a
             run's log the losses and accuracies are then means over both kinds of steps.
+        trades_beta: of the method ``"trades"``: what the distance to the attacked images weighs.
         crop_padding, flip: augmentation, see :func:`smart.data.batches`.
         seed: of everything random in training; the model has its own.
 
@@ -60,6 +61,7 @@ class TrainConfig:
     rewire_unit: str = "epochs"
     rewire_until: float = 1.0
     dial: str = "ends"
+    trades_beta: float = 6.0
     crop_padding: int = 4
     flip: bool = True
     seed: int = 0
@@ -116,6 +118,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "prune_rate": (0, 0.99),
     "rewire_every": (1, 1_000_000_000),
     "rewire_until": (1e-12, 1),
+    "trades_beta": (0, 1_000),
     "crop_padding": (0, 1_000),
     "seed": (0, 2**63 - 1),
 }

@@ -8,10 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
+from smart.conditioning import (
+    FilmNorm,
+    LambdaCode,
+    NoisyConv2d,
+    NoisySmartConv2d,
+    SwitchedBatchNorm2d,
+    conditioned_norms,
+)
 from smart.layer_policy import select_layers
 from smart.layers import DualBatchNorm2d, SmartConv2d, SmartNet, smart_convs
 from smart.mask_plan import MaskPlan
 from smart.masks import apply_random_masks, one_mask
+from smart.methods import Method, find_method, read_plan
+from smart.seeds import derive_seed, seeded
 from smart.stages import find_stages, stage_of_each
 
 
@@ -34,8 +44,11 @@ def convert(
     dedicated_layers: str | Sequence[str] = "all",
     stages: Sequence[str] | None = None,
     strict: bool = False,
+    method: str = "smart",
 ) -> SmartNet:
     """Puts two masks into the convolutions of a network and two batch norms in the place of each.
+
+    For another method than SMART it puts in what that needs instead: see :mod:`smart.methods`.
 
     ``module`` itself is not changed. Layers used in several places stay shared. Subclasses of ``nn.Conv2d`` and
     ``nn.BatchNorm2d`` compute something of their own and are left as they are.
@@ -61,6 +74,7 @@ def convert(
         stages: names of the modules that are the network's stages, in their order; default: the children of
             ``.stages``, or ``.layer1``, ``.layer2`` ...
         strict: a layer whose channels do not divide is an error.
+        method: that the network will be trained by; those without masks take no choice of masks.
 
     Raises:
         ValueError: no convolution to mask, a choice outside what is accepted, choices that contradict one another.
@@ -70,7 +84,17 @@ def convert(
         raise TypeError(f"module is a {type(module).__name__}: give an nn.Module")
     if smart_convs(module) or any(isinstance(layer, DualBatchNorm2d) for layer in module.modules()):
         raise ValueError(f"{type(module).__name__} has two paths already: convert a network that has one")
-    plan = MaskPlan.read(density, pattern, overlap, allocation, masked_layers, dedicated_layers)
+    plan = read_plan(
+        method,
+        {
+            "density": density,
+            "pattern": pattern,
+            "overlap": overlap,
+            "allocation": allocation,
+            "masked_layers": masked_layers,
+            "dedicated_layers": dedicated_layers,
+        },
+    )
     convs = {name: m for name, m in module.named_modules() if type(m) is nn.Conv2d}
     accepted = {name for name, conv in convs.items() if filter_fn(conv, name)}
     if not accepted:
@@ -90,11 +114,15 @@ def convert(
         channels = len(mean or std or ()) or next(iter(convs.values())).in_channels
         mean = mean if mean is not None else [0.0] * channels
         std = std if std is not None else [1.0] * channels
-    net = _replace_layers(copy.deepcopy(module), chosen, stage)
+    how = find_method(method)
+    net = copy.deepcopy(module)
+    with seeded(derive_seed(seed, method), next(net.parameters()).device):
+        net = _replace_layers(net, how, chosen if how.masks else set(), stage, names)
     for name, layer in smart_convs(net).items():
         layer.shares_mask = name not in dedicated or one_mask(plan.overlap, plan.density)
-    apply_random_masks(smart_convs(net), plan.density, plan.overlap, seed, plan.pattern, plan.allocation)
-    smart = SmartNet(net, mean, std, pattern=str(plan.pattern), overlap=plan.overlap, stages=len(names))
+    if how.masks:
+        apply_random_masks(smart_convs(net), plan.density, plan.overlap, seed, plan.pattern, plan.allocation)
+    smart = SmartNet(net, mean, std, None, str(plan.pattern), plan.overlap, len(names), method, how.film)
     smart.training = module.training
     return smart
 
@@ -116,18 +144,41 @@ def _dividing(convs: Mapping[str, nn.Conv2d], plan: MaskPlan, strict: bool) -> s
     return convs.keys() - misfits.keys()
 
 
-def _replace_layers(net: nn.Module, chosen: set[str], stage: Mapping[str, int]) -> nn.Module:
-    """Swaps the convolutions named in ``chosen`` and all batch norms of ``net`` for the two-path layers, in place."""
-    replacements: dict[nn.Module, SmartConv2d | DualBatchNorm2d] = {}
+def _replace_layers(
+    net: nn.Module, method: Method, masked: set[str], stage: Mapping[str, int], stages: Sequence[str]
+) -> nn.Module:
+    """Swaps the convolutions and all batch norms of ``net`` for the layers that a method needs, in place."""
+    norms = [name for name, layer in net.named_modules() if type(layer) is nn.BatchNorm2d]
+    code = LambdaCode() if method.film else None
+    conditioned = conditioned_norms(net, norms, stages) if method.film else set()
+    replacements: dict[nn.Module, nn.Module] = {}
     for name, layer in net.named_modules():
-        if name in chosen:
-            replacements[layer] = SmartConv2d.from_conv(layer)
+        if type(layer) is nn.Conv2d and (name in masked or method.noise):
+            replacements[layer] = _conv_for(method, layer, name in masked)
         elif type(layer) is nn.BatchNorm2d:
-            replacements[layer] = DualBatchNorm2d(layer)
+            replacements[layer] = _norm_for(method, layer, code if name in conditioned else None)
         if layer in replacements:
-            replacements[layer].stage = stage[name]
+            for part in replacements[layer].modules():
+                if hasattr(part, "stage"):
+                    part.stage = stage[name]
     for parent in list(net.modules()):
         for key, child in parent._modules.items():
             if child in replacements:
                 parent._modules[key] = replacements[child]
     return replacements.get(net, net)
+
+
+def _conv_for(method: Method, conv: nn.Conv2d, masked: bool) -> nn.Conv2d:
+    if masked:
+        return (NoisySmartConv2d if method.noise else SmartConv2d).from_conv(conv)
+    return NoisyConv2d.from_conv(conv)
+
+
+def _norm_for(method: Method, norm: nn.BatchNorm2d, code: LambdaCode | None) -> nn.Module:
+    """In the place of a batch norm; with FiLM after it if there is a code to condition it on."""
+    if code is not None:
+        # Its weights are made on the CPU, from the same draws whatever the device.
+        return FilmNorm(norm, code).to(next(norm.parameters(), norm.running_mean).device)
+    if method.norms == "switched":
+        return SwitchedBatchNorm2d(norm)
+    return DualBatchNorm2d(norm, shared=method.norms == "single")

@@ -16,7 +16,7 @@ from smart.attacks import check_settings
 from smart.data import ImageData, as_floats
 from smart.layers import eval_mode
 from smart.named_attacks import attack_steps, check_attack, run_attack
-from smart.seeds import derive_seed
+from smart.seeds import derive_seed, seeded
 from smart_kernels.files import replacing
 from smart_kernels.paths import PATHS, resolve
 
@@ -124,7 +124,8 @@ def evaluate(
     losses = {name: dict.fromkeys(attacks, 0.0) for name in configurations}
     withstood = {name: torch.ones(len(images), dtype=torch.bool) for name in configurations}
     device = next(model.parameters()).device
-    _check_labels(model, next(iter(configurations.values())), as_floats(images[:1].to(device)), labels)
+    with seeded(seed, device):
+        _check_labels(model, next(iter(configurations.values())), as_floats(images[:1].to(device)), labels)
     starts = range(0, len(images), batch_size)
     bar = tqdm(
         total=len(attacks) * len(configurations) * len(starts), desc="evaluate", unit="batch", disable=not progress
@@ -136,15 +137,17 @@ def evaluate(
                     x = as_floats(images[start : start + batch_size].to(device))
                     y = labels[start : start + batch_size].to(device)
                     batch_seed = derive_seed(seed, attack, start)
-                    adv = run_attack(attack, model, x, y, path, eps, step, restarts, batch_seed)
-                    for evaluated in configurations if transfer else (attacked,):
-                        with torch.no_grad():
-                            logits = model(adv, path=configurations[evaluated])
-                        right = logits.argmax(1) == y
-                        if evaluated == attacked:
-                            losses[attacked][attack] += float(F.cross_entropy(logits.double(), y, reduction="sum"))
-                        correct[attack][attacked][evaluated] += int(right.sum())
-                        withstood[evaluated][start : start + batch_size] &= right.cpu()
+                    # Networks with noise in their weights draw it from the global state.
+                    with seeded(batch_seed, device):
+                        adv = run_attack(attack, model, x, y, path, eps, step, restarts, batch_seed)
+                        for evaluated in configurations if transfer else (attacked,):
+                            with torch.no_grad():
+                                logits = model(adv, path=configurations[evaluated])
+                            right = logits.argmax(1) == y
+                            if evaluated == attacked:
+                                losses[attacked][attack] += float(F.cross_entropy(logits.double(), y, reduction="sum"))
+                            correct[attack][attacked][evaluated] += int(right.sum())
+                            withstood[evaluated][start : start + batch_size] &= right.cpu()
                     bar.update()
 
     table = Evaluation(settings)

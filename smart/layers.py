@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from smart_kernels import paths
 from smart_kernels.paths import PATHS
+
+_Conv = TypeVar("_Conv", bound=nn.Conv2d)
 
 
 class _MaskedWeight(torch.autograd.Function):
@@ -62,19 +64,7 @@ class SmartConv2d(nn.Conv2d):
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> SmartConv2d:
         """A layer that computes what ``conv`` does, on the same parameter objects, with full masks."""
-        smart = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            stride=conv.stride,
-            padding=conv.padding,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            bias=conv.bias is not None,
-            padding_mode=conv.padding_mode,
-            device="meta",
-        )
-        smart.weight, smart.bias = conv.weight, conv.bias
+        smart = conv_like(conv, cls)
         for path in PATHS:
             setattr(smart, f"mask_{path}", torch.ones_like(conv.weight, dtype=torch.bool))
         return smart.train(conv.training)
@@ -113,12 +103,17 @@ class SmartConv2d(nn.Conv2d):
             mask = (1 - path) * self.mask_clean.to(self.weight.dtype) + path * self.mask_adv.to(self.weight.dtype)
             # The mix is (1 - l) * theta * m_clean + l * theta * m_adv: each path's share of the gradient follows.
             shares = {"clean": 1 - path, "adv": path}
+        theta = self._theta(path)
         if not self.gradient_sinks:
-            return self.weight * mask
+            return theta * mask
         sinks = tuple(
             (self.gradient_sinks[name], share) for name, share in shares.items() if name in self.gradient_sinks
         )
-        return _MaskedWeight.apply(self.weight, mask, sinks)
+        return _MaskedWeight.apply(theta, mask, sinks)
+
+    def _theta(self, path: str | float) -> Tensor:
+        """The weight before masking, for layers that alter it on some path."""
+        return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.effective_weight(paths.current(self.stage)), self.bias)
@@ -128,20 +123,47 @@ class SmartConv2d(nn.Conv2d):
         return {**self.__dict__, "gradient_sinks": {}}
 
 
+def conv_like(conv: nn.Conv2d, kind: type[_Conv]) -> _Conv:
+    """A convolution of another class with the hyper-parameters of ``conv``, on the same parameter objects.
+
+    What else the class registers is on the meta device, for the caller to fill.
+    """
+    layer = kind(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        padding_mode=conv.padding_mode,
+        device="meta",
+    )
+    layer.weight, layer.bias = conv.weight, conv.bias
+    return layer.train(conv.training)
+
+
 class DualBatchNorm2d(nn.Module):
     """One complete batch norm (affine and running statistics) for each path; both start as copies of ``norm``.
 
     At a lambda l strictly between 0 and 1 the output is (1 - l) * clean(x) + l * adv(x).
+
+    Args:
+        shared: both paths have one and the same norm.
     """
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: nn.BatchNorm2d, shared: bool = False) -> None:
         super().__init__()
-        self.norms = nn.ModuleDict({path: copy.deepcopy(norm) for path in PATHS})
+        one = copy.deepcopy(norm)
+        self.norms = nn.ModuleDict({path: one if shared else copy.deepcopy(norm) for path in PATHS})
         self.stage = 0
         self.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
         path = paths.current(self.stage)
+        if self.norms["clean"] is self.norms["adv"]:
+            return self.norms["clean"](x)
         if isinstance(path, str):
             return self.norms[path](x)
         return (1 - path) * self.norms["clean"](x) + path * self.norms["adv"](x)
@@ -158,6 +180,8 @@ class SmartNet(nn.Module):
         pattern: that its masks obey.
         overlap: of its masks, as :func:`smart.convert` takes it.
         stages: into which its layers are divided; 0 if it has none.
+        method: that it was made for, a word of :mod:`smart.methods`.
+        lambda_for_each: whether it takes a path that holds a lambda for each image.
     """
 
     mean: Tensor
@@ -172,6 +196,8 @@ class SmartNet(nn.Module):
         pattern: str = "unstructured",
         overlap: str | float = "independent",
         stages: int = 0,
+        method: str = "smart",
+        lambda_for_each: bool = False,
     ) -> None:
         super().__init__()
         if len(mean) != len(std) or not len(mean) or not all(value > 0 for value in std):
@@ -187,6 +213,8 @@ class SmartNet(nn.Module):
         self.pattern = pattern
         self.overlap = overlap
         self.stages = stages
+        self.method = method
+        self.lambda_for_each = lambda_for_each
 
     @property
     def in_channels(self) -> int:
@@ -212,6 +240,8 @@ class SmartNet(nn.Module):
             self._check_input(x)
         if isinstance(path, Tensor):
             return paths.run_per_sample(self._run, x, path)
+        if self.lambda_for_each and isinstance(getattr(path, "values", None), Tensor):
+            return self._run(x, path)
         return self._run(x, paths.resolve(path, stages=self.stages))
 
     def _run(self, x: Tensor, path: paths.Path) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from smart.conversion import convert
 from smart.layers import SmartNet
-from smart.mask_plan import MaskPlan
+from smart.methods import read_plan
 
 
 class BasicBlock(nn.Module):
@@ -179,6 +179,7 @@ def create_model(
     masked_layers: str | Sequence[str] = "all",
     dedicated_layers: str | Sequence[str] = "all",
     strict: bool = False,
+    method: str = "smart",
 ) -> SmartNet:
     """A two-path network by name, with random masks; weights and masks follow from ``seed`` alone.
 
@@ -187,16 +188,25 @@ def create_model(
 
     Args:
         name: one of :func:`list_models`.
-        density, pattern, overlap, mean, std, allocation, masked_layers, dedicated_layers, strict: as for
+        density, pattern, overlap, mean, std, allocation, masked_layers, dedicated_layers, strict, method: as for
             :func:`smart.convert`. Names of layers are such as ``"stages.2.0.conv1"``.
         dropout: between the convolutions of a wide ResNet's blocks (the published training uses 0.3).
 
     Raises:
         ValueError: any argument outside what is accepted.
     """
-    plan = MaskPlan.read(density, pattern, overlap, allocation, masked_layers, dedicated_layers).settings()
+    choices = {
+        "density": density,
+        "pattern": pattern,
+        "overlap": overlap,
+        "allocation": allocation,
+        "masked_layers": masked_layers,
+        "dedicated_layers": dedicated_layers,
+    }
+    plan = read_plan(method, choices).settings()
     spec = {
         "name": name,
+        "method": method,
         "num_classes": num_classes,
         "in_channels": in_channels,
         **plan,
@@ -220,6 +230,7 @@ def create_model(
         mean=spec["mean"],
         std=spec["std"],
         strict=strict,
+        method=method,
         **plan,
     )
     model.spec = spec

@@ -21,8 +21,10 @@ from smart.layer_policy import LAYER_WORDS, read_layers
 from smart.layers import SmartNet
 from smart.mask_plan import MaskPlan
 from smart.masks import DEFAULT_DENSITY, OVERLAPS, check_density
+from smart.methods import METHODS, check_dial, find_method, read_plan
 from smart.models import create_model, list_models
-from smart.rewire import METHODS, REDISTRIBUTE, SCHEDULES, check_method
+from smart.rewire import METHODS as REWIRE
+from smart.rewire import REDISTRIBUTE, SCHEDULES, check_method
 from smart_kernels import patterns
 from smart_kernels.files import write_text
 
@@ -118,6 +120,12 @@ def pattern(value: Any) -> str:
     return str(patterns.parse(str(value)))
 
 
+def method_name(value: Any) -> str:
+    """A method of :mod:`smart.methods`."""
+    find_method(value)
+    return value
+
+
 def model_name(value: Any) -> str:
     """A network of :func:`smart.list_models`."""
     if value not in list_models():
@@ -147,6 +155,7 @@ DATA: dict[str, Setting] = {
     "image_size": Setting(positive, "resize the images of a folder to this side"),
 }
 MODEL: dict[str, Setting] = {
+    "method": Setting(method_name, f"how to train, see docs/methods.md: {', '.join(METHODS)}", "smart"),
     "model": Setting(model_name, f"network: {', '.join(list_models())}", "tiny"),
     "density": Setting(
         density,
@@ -174,7 +183,7 @@ MODEL: dict[str, Setting] = {
 _PLAIN = ", ".join(name for name, each in DATASETS.items() if "flip" in each.training)
 _TRAINING_HELP = {
     "epochs": "passes over the training images",
-    "batch_size": "images a step: the first half clean, the other attacked",
+    "batch_size": "images a step",
     "lr": "learning rate of SGD",
     "momentum": "of SGD",
     "weight_decay": "of SGD",
@@ -185,12 +194,13 @@ _TRAINING_HELP = {
     "val_attack_steps": "PGD steps of the check on the validation images after each epoch",
     "prune_rate": "part of a path's live weights pruned and regrown at the first rewiring",
     "prune_schedule": f"how that rate falls: {', '.join(SCHEDULES)}",
-    "rewire": f"how masks learn: {', '.join(METHODS)}",
+    "rewire": f"how masks learn: {', '.join(REWIRE)}",
     "redistribute": f"whether layers trade density, 'none' holds multiplications: {', '.join(REDISTRIBUTE)}",
     "rewire_every": "epochs, or steps, between rewirings",
     "rewire_unit": f"of that: {', '.join(REWIRE_UNITS)}",
     "rewire_until": "part of training after which masks stay",
     "dial": f"train the two paths alone, or every other step at a sampled lambda: {', '.join(DIAL)}",
+    "trades_beta": "of the method trades: what the distance to attacked images weighs",
     "crop_padding": f"augmentation: shift images by up to so many pixels; none unless given for {_PLAIN}",
     "flip": f"augmentation: mirror every other image; not unless given for {_PLAIN}",
     "seed": "of the weights, the masks and everything random in training",
@@ -232,12 +242,14 @@ class Settings:
                 {key: _read(key, given.get(key, each.default)) for key, each in group.items()}
                 for group in (DATA, MODEL)
             ]
-            plan = MaskPlan.read(**{key: value for key, value in parts[1].items() if key in _PLAN})
+            method = parts[1]["method"]
+            plan = read_plan(method, {key: value for key, value in parts[1].items() if key in _PLAN})
             parts[1] |= plan.settings()
             named = DATASETS.get(parts[0]["data"])
             suited = named.training if named else {}
             config = TrainConfig.from_dict({**suited, **{key: each for key, each in given.items() if key in TRAINING}})
             check_method(config.rewire, config.redistribute, plan.pattern)
+            check_dial(method, config.dial)
         except (ValueError, TypeError) as error:
             raise UsageError(f"{source}{error}") from error
         return cls(*parts, config)

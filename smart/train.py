@@ -1,4 +1,4 @@
-"""The training loop: half of each batch clean through the clean path, half attacked through the adversarial path."""
+"""The training loop, one for all methods: what they share is here, what tells them apart in :mod:`smart.methods`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from tqdm import tqdm
 
 from smart.attacks import pgd
 from smart.checkpoint import CheckpointError, load_into, read_checkpoint, save_checkpoint
+from smart.conditioning import Lambdas
 from smart.config import TrainConfig
 from smart.costs import nonzeros
 from smart.data import ImageData, batches
 from smart.evaluate import evaluate
 from smart.fit import check_fit
 from smart.layers import SmartNet
-from smart.objectives import SmartLoss, dial_loss, smart_loss
+from smart.methods import Batch, check_dial, find_method
+from smart.objectives import SmartLoss
 from smart.rewire import Rewirer, check_method
 from smart.runs import RunFolder
 from smart.seeds import derive_seed, seeded
@@ -34,9 +36,11 @@ class TrainResult:
     """What a run gave.
 
     Attributes:
-        history: one row per epoch, as in log.csv: epoch (from 1), lr, losses and accuracies in training, ``val_clean``
-            (clean images, clean path), ``val_adv`` (PGD, adversarial path), prune rate, densities, seconds.
-        best, last: the rows of the epoch with the highest mean of ``val_clean`` and ``val_adv``, and of the last one.
+        history: one row per epoch, as in log.csv: epoch (from 1), lr, losses and accuracies in training (None where the
+            method has none), ``val_clean`` (clean images, clean path), ``val_adv`` (PGD, adversarial path), prune rate,
+            densities, seconds.
+        best, last: the rows of the epoch with the highest mean of ``val_clean`` and ``val_adv`` (of standard training
+            ``val_clean`` alone), and of the last one.
         out, log_path, best_path, last_path: the run folder and its files; None without one.
     """
 
@@ -69,7 +73,9 @@ def train(
     progress: bool = True,
     overwrite: bool = False,
 ) -> TrainResult:
-    """Trains both paths of ``model`` in place, on its device; it ends with the last epoch's weights, in eval mode.
+    """Trains ``model`` in place, on its device, by the method it was made for; it ends in eval mode.
+
+    Its weights are then those of the last epoch.
 
     All randomness follows from the config's seed and the epoch, so a run resumed after any finished epoch gives, on the
     same machine, the numbers of one that was never stopped. On Ctrl-C, KeyboardInterrupt goes on to the caller and the
@@ -90,6 +96,7 @@ def train(
     config = config or TrainConfig()
     check_fit(model, data)
     check_method(config.rewire, config.redistribute, patterns.parse(model.pattern))
+    check_dial(model.method, config.dial)
     if resume and out is None:
         raise ValueError("resume needs the run folder: give out")
     folder = RunFolder(out) if out is not None else None
@@ -103,7 +110,8 @@ def train(
             run.restore()
         run.epochs(progress)
     finally:
-        run.rewirer.close()
+        if run.rewirer is not None:
+            run.rewirer.close()
     model.eval()
     if folder is None:
         return TrainResult(run.history, run.best, best_state=run.best_state)
@@ -116,14 +124,22 @@ class _Run:
 
     def __init__(self, model: SmartNet, data: ImageData, config: TrainConfig, folder: RunFolder | None) -> None:
         self.model, self.data, self.config, self.folder = model, data, config, folder
+        self.method = find_method(model.method)
         self.device = model.mean.device
         self.images, self.labels = (tensor.to(self.device) for tensor in data.train)
         self.steps = max(1, len(self.images) // config.batch_size)
         self.optimizer = torch.optim.SGD(
             model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
-        self.rewirer = Rewirer(
-            model,
+        self.rewirer = self._new_rewirer() if self.method.masks else None
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {}
+        self.best_state: dict[str, Tensor] | None = None
+
+    def _new_rewirer(self) -> Rewirer:
+        config = self.config
+        return Rewirer(
+            self.model,
             self.optimizer,
             config.momentum,
             config.prune_rate,
@@ -132,9 +148,6 @@ class _Run:
             config.redistribute,
             config.rewire_until,
         )
-        self.history: list[dict[str, Any]] = []
-        self.best: dict[str, Any] = {}
-        self.best_state: dict[str, Tensor] | None = None
 
     def epochs(self, progress: bool) -> None:
         """Trains the epochs that are left."""
@@ -152,7 +165,7 @@ class _Run:
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "epoch", epoch))
         totals = torch.zeros(len(SmartLoss._fields), device=self.device)
         rate = 0.0
-        # Dropout draws from the global state.
+        # Dropout, and noise on weights, draw from the global state.
         with seeded(derive_seed(self.config.seed, "dropout", epoch), self.device):
             loader = batches(
                 self.images, self.labels, self.config.batch_size, generator, self.config.crop_padding, self.config.flip
@@ -163,12 +176,9 @@ class _Run:
                 outcome = self._step(x, y, step, generator, f"epoch {epoch + 1}, step {i + 1} of {self.steps}")
                 totals += torch.stack([part.detach() for part in outcome])
                 bar.update()
-                bar.set_postfix(
-                    epoch=f"{epoch + 1}/{self.config.epochs}",
-                    clean=f"{outcome.clean_loss.item():.3f}",
-                    adv=f"{outcome.adv_loss.item():.3f}",
-                    refresh=False,
-                )
+                losses = {"clean": outcome.clean_loss.item(), "adv": outcome.adv_loss.item()}
+                shown = {name: f"{value:.3f}" for name, value in losses.items() if not math.isnan(value)}
+                bar.set_postfix(epoch=f"{epoch + 1}/{self.config.epochs}", **shown, refresh=False)
         for name, tensor in self.model.state_dict().items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise self._diverged(f"after the last step of epoch {epoch + 1} {name} is not finite")
@@ -176,7 +186,7 @@ class _Run:
         row = {"lr": self.optimizer.param_groups[0]["lr"], **means, **self._validate(), "prune_rate": rate}
         counts = nonzeros(self.model)
         row.update({f"density_{key}": counts[key] / counts["dense"] for key in ("clean", "adv", "union")})
-        rounded = {key: round(value, 6) for key, value in row.items()}
+        rounded = {key: None if math.isnan(value) else round(value, 6) for key, value in row.items()}
         self._finish({"epoch": epoch + 1, **rounded, "seconds": round(time.perf_counter() - started, 2)})
 
     def _rewire_if_due(self, step: int, rate: float) -> float:
@@ -185,7 +195,7 @@ class _Run:
         Rewiring opens an epoch rather than closing one: so what is validated and saved has been trained since.
         """
         every = self.config.rewire_every * (self.steps if self.config.rewire_unit == "epochs" else 1)
-        if step == 0 or step % every:
+        if self.rewirer is None or step == 0 or step % every:
             return rate
         progress = step / (self.config.epochs * self.steps)
         self.rewirer.rewire(progress)
@@ -196,34 +206,20 @@ class _Run:
         if config.lr_schedule == "cosine":
             lr = 0.5 * config.lr * (1 + math.cos(math.pi * step / (config.epochs * self.steps)))
             self.optimizer.param_groups[0]["lr"] = lr
-        half = len(x) // 2
-        at = self._lambda(step, generator)
-        adv = pgd(
-            self.model,
-            x[half:],
-            y[half:],
-            "adv" if at is None else at,
-            config.eps,
-            config.attack_step,
-            config.attack_steps,
-            generator=generator,
-        )
-        images = x[:half], y[:half], adv, y[half:]
-        outcome = smart_loss(self.model, *images) if at is None else dial_loss(self.model, *images, at)
+
+        def attack(x: Tensor, y: Tensor, path: str | float | Lambdas, loss: str = "ce") -> Tensor:
+            settings = config.eps, config.attack_step, config.attack_steps
+            return pgd(self.model, x, y, path, *settings, generator=generator, loss=loss)
+
+        outcome = self.method.loss(self.model, Batch(x, y, attack, step, generator, config))
         if not bool(outcome.loss.isfinite()):
             raise self._diverged(f"the loss is {outcome.loss.item()} in {place}")
         self.optimizer.zero_grad(set_to_none=True)
         outcome.loss.backward()
         self.optimizer.step()
-        self.rewirer.after_step()
+        if self.rewirer is not None:
+            self.rewirer.after_step()
         return outcome
-
-    def _lambda(self, step: int, generator: torch.Generator) -> float | None:
-        """Where on the dial a step trains; None: both its ends."""
-        if self.config.dial == "ends" or step % 2 == 0:
-            return None
-        # Never an end itself.
-        return float(torch.rand((), generator=generator).clamp(1e-3, 1 - 1e-3))
 
     def _diverged(self, what: str) -> RuntimeError:
         kept = "no epoch was kept"
@@ -244,7 +240,7 @@ class _Run:
     def _finish(self, row: dict[str, Any]) -> None:
         self.history.append(row)
         # On a tie the later epoch has trained longer.
-        is_best = not self.best or _score(row) >= _score(self.best)
+        is_best = not self.best or self._score(row) >= self._score(self.best)
         if is_best:
             self.best = row
         if self.folder is None:
@@ -261,7 +257,7 @@ class _Run:
             for parameter, state in self.optimizer.state.items()
             if state.get("momentum_buffer") is not None
         }
-        tensors = {"optimizer": velocity, "rewirer": self.rewirer.state_dict()}
+        tensors = {"optimizer": velocity, "rewirer": self.rewirer.state_dict() if self.rewirer is not None else {}}
         save_checkpoint(self.folder.last, self.model, {**extra, "history": self.history, "best": self.best}, tensors)
         self.folder.write_log(self.history)
 
@@ -280,9 +276,9 @@ class _Run:
         for name, buffer in groups.get("optimizer", {}).items():
             parameter = parameters[name]
             self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
-        self.rewirer.load_state_dict(groups.get("rewirer", {}))
+        if self.rewirer is not None:
+            self.rewirer.load_state_dict(groups.get("rewirer", {}))
         self.history, self.best = metadata["history"], metadata["best"]
 
-
-def _score(row: dict[str, Any]) -> float:
-    return row["val_clean"] + row["val_adv"]
+    def _score(self, row: dict[str, Any]) -> float:
+        return sum(row[name] for name in self.method.judged_by)
