@@ -11,8 +11,9 @@ from smart.data import ImageData, load_data
 from smart.dial import trade_off
 from smart.evaluate import Evaluation, evaluate
 from smart.layers import DualBatchNorm2d, SmartConv2d, SmartNet
+from smart.methods import METHODS
 from smart.models import create_model, list_models
-from smart.objectives import dial_loss, smart_loss
+from smart.objectives import adversarial_loss, dial_loss, oat_loss, smart_loss, standard_loss, trades_loss
 from smart.recipes import demo_config
 from smart.rewire import Rewirer
 from smart.sanity import sanity_checks
@@ -21,6 +22,7 @@ from smart.verify import verify_robustness
 from smart.version import __version__
 
 __all__ = [
+    "METHODS",
     "CheckpointError",
     "DualBatchNorm2d",
     "Evaluation",
@@ -31,6 +33,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "__version__",
+    "adversarial_loss",
     "auto_attack",
     "convert",
     "create_model",
@@ -44,6 +47,7 @@ __all__ = [
     "load_into",
     "macs",
     "nonzeros",
+    "oat_loss",
     "pgd",
     "robustness_curves",
     "sanity_checks",
@@ -51,7 +55,9 @@ __all__ = [
     "save_dense",
     "smart_loss",
     "square",
+    "standard_loss",
     "trade_off",
+    "trades_loss",
     "train",
     "verify_robustness",
 ]

@@ -22,8 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from smart.conversion import PatternWarning
-from smart.layers import DualBatchNorm2d, SmartConv2d, SmartNet
+from smart.layers import SmartConv2d, SmartNet
 from smart.models import create_model
+from smart.twin import DenseTwin
 from smart.version import __version__
 from smart_kernels.files import replacing
 from smart_kernels.packing.bits import pack_bits, unpack_bits
@@ -138,37 +139,16 @@ def dense_state(model: SmartNet, path: str) -> dict[str, Tensor]:
     That path's batch norms have their old names back. The plain network takes normalised images, (x - mean) / std.
 
     Raises:
-        ValueError: ``path`` is not a name.
+        ValueError: ``path`` is not a name, or has noise in its weights.
     """
-    if path not in PATHS:
-        raise ValueError(f"path is {path!r}: a dense twin is of one path, 'clean' or 'adv'")
-    layers = dict(model.net.named_modules(remove_duplicate=False))
-    owners = {
-        _join(name, f"norms.{each}"): (name, each)
-        for name, layer in layers.items()
-        if isinstance(layer, DualBatchNorm2d)
-        for each in PATHS
-    }
-    state: dict[str, Tensor] = {}
-    for key, value in model.net.state_dict().items():
-        name, _, leaf = key.rpartition(".")
-        layer = layers[name]
-        if name in owners:
-            owner, of_path = owners[name]
-            if of_path == path:
-                state[_join(owner, leaf)] = value
-        elif not isinstance(layer, SmartConv2d):
-            state[key] = value
-        elif leaf in ("weight", "bias"):
-            state[key] = layer.effective_weight(path) if leaf == "weight" else value
-    return {key: _plain(value) for key, value in state.items()}
+    return {key: _plain(value) for key, value in DenseTwin(model, path).net.state_dict().items()}
 
 
 def save_dense(path: str | Path, model: SmartNet, path_name: str) -> None:
     """Writes :func:`dense_state` as a plain safetensors file that any tool loads into the plain network.
 
     Raises:
-        ValueError: ``path_name`` is not a name of a path.
+        ValueError: as for :func:`dense_state`.
         OSError: the file cannot be written.
     """
     normalisation = {what: getattr(model, what).flatten().tolist() for what in ("mean", "std")}
@@ -220,10 +200,6 @@ def _restore(model: SmartNet, stored: Mapping[str, Tensor], path: str | Path) ->
             raise CheckpointError(f"{path} has a damaged mask {key!r}: {error}") from error
     for key, mine in own.items():
         mine.copy_(loaded[key])
-
-
-def _join(name: str, leaf: str) -> str:
-    return f"{name}.{leaf}" if name else leaf
 
 
 def _plain(tensor: Tensor) -> Tensor:

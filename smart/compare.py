@@ -20,6 +20,7 @@ from smart_kernels.files import replacing
 COLUMNS = {
     "run": "run",
     "network": "network",
+    "method": "method",
     "data": "data",
     "density": "density",
     "epochs": "epochs",
@@ -126,6 +127,7 @@ def _read_run(path: Path, notes: list[str]) -> dict[str, Any]:
     return {
         "run": path.name,
         "network": model.spec["name"],
+        "method": model.method,
         "data": data,
         "density": _density(model.spec["density"]),
         "epochs": f"{metadata['epoch']} of {config['epochs']}",

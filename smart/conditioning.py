@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smart.layers import DualBatchNorm2d, SmartConv2d, conv_like
+from smart.layers import DualBatchNorm2d, Lambdas, SmartConv2d, conv_like
 from smart_kernels import paths
 from smart_kernels.paths import PATHS, OnePath
 
@@ -18,25 +17,10 @@ LAMBDAS = (0.0, 0.1, 0.2, 0.3, 0.4, 1.0)
 CODE_LENGTH = 128
 
 
-@dataclass(frozen=True, eq=False)
-class Lambdas:
-    """A lambda for each image of a batch: a path that networks with FiLM layers take, and that OAT trains by.
-
-    Attributes:
-        values: (N,), float in [0, 1]; the images at 0 come first.
-        clean: how many are at 0, known without asking the device.
-    """
-
-    values: Tensor
-    clean: int
-
-    def attacked(self) -> Lambdas:
-        """Those above 0."""
-        return Lambdas(self.values[self.clean :], 0)
-
-
 class SwitchedBatchNorm2d(DualBatchNorm2d):
     """Two batch norms: the clean one norms at lambda 0, the adversarial one at any other (Wang et al. 2020)."""
+
+    mixes = False  # for smart_kernels: between its paths it is not a mix of both
 
     def forward(self, x: Tensor) -> Tensor:
         path = paths.current(self.stage)

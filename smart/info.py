@@ -12,10 +12,12 @@ from smart.config import DIAL, LR_SCHEDULES, REWIRE_UNITS
 from smart.datasets import DATASETS
 from smart.layer_policy import LAYER_WORDS
 from smart.masks import OVERLAPS
+from smart.methods import METHODS
 from smart.models import list_models
 from smart.peers import PEERS, missing
 from smart.results import machine
-from smart.rewire import METHODS, REDISTRIBUTE, SCHEDULES
+from smart.rewire import METHODS as REWIRE
+from smart.rewire import REDISTRIBUTE, SCHEDULES
 from smart.text import align
 from smart.version import __version__
 from smart_kernels import native
@@ -33,12 +35,13 @@ OPTIONAL = {
     "ncnn": "smart bench",
 }
 WORDS = {
+    "method": ", ".join(METHODS),
     "pattern": "unstructured, N:M such as 2:4, block:KxC such as block:64x16, channel",
     "allocation": ", ".join(ALLOCATIONS),
     "overlap": f"{', '.join(OVERLAPS)}, or a fraction",
     "masked_layers": f"{', '.join(word for word in LAYER_WORDS if word != 'none')}, names, regular expressions",
     "dedicated_layers": f"{', '.join(LAYER_WORDS)}, names, regular expressions",
-    "rewire": ", ".join(METHODS),
+    "rewire": ", ".join(REWIRE),
     "redistribute": ", ".join(REDISTRIBUTE),
     "rewire_unit": ", ".join(REWIRE_UNITS),
     "prune_schedule": ", ".join(SCHEDULES),
@@ -66,7 +69,9 @@ def describe() -> str:
     sections = [align(facts, left=2)]
     for title, rows in (("Backends that load", backends), ("Optional packages", packages)):
         sections.append(f"{title}\n{align(rows, indent=2, left=2)}")
-    sections.append(f"Words that training takes (docs/masks.md)\n{align(list(WORDS.items()), indent=2, left=2)}")
+    sections.append(
+        f"Words that training takes (docs/methods.md, docs/masks.md)\n{align(list(WORDS.items()), indent=2, left=2)}"
+    )
     return "\n\n".join(sections)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -169,6 +170,29 @@ class DualBatchNorm2d(nn.Module):
         return (1 - path) * self.norms["clean"](x) + path * self.norms["adv"](x)
 
 
+@dataclass(frozen=True, eq=False)
+class Lambdas:
+    """A lambda for each image of a batch: a path that networks with FiLM layers take, and that OAT trains by.
+
+    Attributes:
+        values: (N,), float in [0, 1]; the images at 0 come first.
+        clean: how many are at 0, known without asking the device.
+    """
+
+    values: Tensor
+    clean: int
+
+    def attacked(self) -> Lambdas:
+        """Those above 0."""
+        return Lambdas(self.values[self.clean :], 0)
+
+    def checked(self, x: Tensor) -> Lambdas:
+        """Raises ValueError unless there is one for each image of ``x``."""
+        if self.values.shape != x.shape[:1]:
+            raise ValueError(f"path holds {len(self.values)} lambdas: give one for each of the {len(x)} images")
+        return self
+
+
 class SmartNet(nn.Module):
     """A network with a clean and an adversarial expert path, called as ``model(x, path="clean")``.
 
@@ -240,8 +264,8 @@ class SmartNet(nn.Module):
             self._check_input(x)
         if isinstance(path, Tensor):
             return paths.run_per_sample(self._run, x, path)
-        if self.lambda_for_each and isinstance(getattr(path, "values", None), Tensor):
-            return self._run(x, path)
+        if self.lambda_for_each and isinstance(path, Lambdas):
+            return self._run(x, path.checked(x))
         return self._run(x, paths.resolve(path, stages=self.stages))
 
     def _run(self, x: Tensor, path: paths.Path) -> Tensor:

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from smart.conditioning import LAMBDAS, Lambdas
+from smart.conditioning import LAMBDAS
 from smart.config import TrainConfig
+from smart.layers import Lambdas
 from smart.mask_plan import MaskPlan
 from smart.objectives import (
     SmartLoss,

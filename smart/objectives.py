@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smart.conditioning import Lambdas
-from smart.layers import kept_statistics
+from smart.layers import Lambdas, kept_statistics
 
 
 class SmartLoss(NamedTuple):

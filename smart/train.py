@@ -14,13 +14,12 @@ from tqdm import tqdm
 
 from smart.attacks import pgd
 from smart.checkpoint import CheckpointError, load_into, read_checkpoint, save_checkpoint
-from smart.conditioning import Lambdas
 from smart.config import TrainConfig
 from smart.costs import nonzeros
 from smart.data import ImageData, batches
 from smart.evaluate import evaluate
 from smart.fit import check_fit
-from smart.layers import SmartNet
+from smart.layers import Lambdas, SmartNet
 from smart.methods import Batch, check_dial, find_method
 from smart.objectives import SmartLoss
 from smart.rewire import Rewirer, check_method

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from smart.conditioning import FilmNorm, NoisyConv2d, NoisySmartConv2d
 from smart.layers import DualBatchNorm2d, SmartConv2d, SmartNet
 from smart_kernels.paths import PATHS
 from smart_kernels.settle import private_copy, settle
@@ -19,12 +20,18 @@ class DenseTwin(nn.Module):
 
     Raises:
         ValueError: ``path`` is no name; a lambda mixes two paths' norms, which no single network of these layers does.
+            Or the path has noise in its weights, drawn anew at each call.
     """
 
     def __init__(self, model: SmartNet, path: str) -> None:
         super().__init__()
         if path not in PATHS:
             raise ValueError(f"path is {path!r}: a dense twin is of a named path, 'clean' or 'adv'")
+        noisy = path != PATHS[0] and any(isinstance(m, (NoisyConv2d, NoisySmartConv2d)) for m in model.modules())
+        if noisy:
+            raise ValueError(
+                f"path {path!r} of method {model.method!r} draws noise anew at each call: take 'clean', which has none"
+            )
         self.register_buffer("mean", model.mean.clone())
         self.register_buffer("std", model.std.clone())
         self.net = _plain(copy.deepcopy(model.net), path)
@@ -50,7 +57,9 @@ def dense_twin_of(model: nn.Module, path: str) -> nn.Module:
 def _plain(module: nn.Module, path: str) -> nn.Module:
     if isinstance(module, DualBatchNorm2d):
         return module.norms[path]
-    if isinstance(module, SmartConv2d):
+    if isinstance(module, FilmNorm):
+        return module.folded(path)
+    if isinstance(module, (SmartConv2d, NoisyConv2d)):
         k, c = module.weight.shape[:2]
         conv = nn.Conv2d(
             c * module.groups,
@@ -66,7 +75,7 @@ def _plain(module: nn.Module, path: str) -> nn.Module:
             dtype=module.weight.dtype,
         )
         with torch.no_grad():
-            conv.weight.copy_(module.effective_weight(path))
+            conv.weight.copy_(module.effective_weight(path) if isinstance(module, SmartConv2d) else module.weight)
             if module.bias is not None:
                 conv.bias.copy_(module.bias)
         return conv

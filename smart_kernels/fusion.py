@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from smart_kernels.protocol import is_conv, is_hooked, is_norm, stage_of
+from smart_kernels.protocol import is_conv, is_hooked, is_norm, reads_path, stage_of
 
 PATH = "path"  # the graph's second input
 
@@ -55,7 +55,7 @@ class _Tracer(fx.Tracer):
         # Found beforehand: while it traces, to look at a module's weight is to put it into the graph.
         # (Without a root torch rebuilds a pickled graph, all of whose modules are leaves.)
         modules = [] if root is None else root.modules()
-        self.leaves = {m for m in modules if hasattr(m, "masks") or hasattr(m, "norms") or is_conv(m)}
+        self.leaves = {m for m in modules if reads_path(m) or is_conv(m)}
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return module in self.leaves or super().is_leaf_module(module, qualified_name)

@@ -1,9 +1,16 @@
 """How layers of the original network are read: what counts as a convolution or a norm, their masks, their paths.
 
-Beside torch's own layers, any module takes part that follows a protocol: ``.masks`` on a convolution or fully connected
-layer maps path names to bool masks like its ``.weight``, ``.norms`` maps them to batch norms. A weight without masks
-drops where it is zero. A network may say how many ``.stages`` it has, and each of these modules which ``.stage`` it is
-in, from 0: then each stage can run on a path of its own.
+Beside torch's own layers, any module takes part that follows a protocol:
+
+* ``.masks`` on a convolution or fully connected layer maps path names to bool masks like its ``.weight``. A weight
+  without masks drops where it is zero.
+* ``.norms`` maps path names to batch norms, between which a lambda mixes; if it does something else,
+  ``.mixes = False`` says so, and the module runs as it is.
+* ``.reads_path = True`` on a module whose own code reads the path of the call: it runs as it is.
+* ``.unswappable`` says in a sentence why a layer cannot be swapped, as one that draws random numbers.
+
+A network may say how many ``.stages`` it has, and each of these modules which ``.stage`` it is in, from 0: then each stage
+can run on a path of its own.
 """
 
 from __future__ import annotations
@@ -16,8 +23,8 @@ from smart_kernels.paths import PATHS
 
 
 def reads_path(module: nn.Module) -> bool:
-    """Whether a module chooses among masks or norms by the path of the call under way."""
-    return hasattr(module, "masks") or hasattr(module, "norms")
+    """Whether what a module computes depends on the path of the call under way."""
+    return hasattr(module, "masks") or hasattr(module, "norms") or getattr(module, "reads_path", False)
 
 
 def is_conv(module: nn.Module) -> bool:
@@ -37,7 +44,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def is_norm(module: nn.Module) -> bool:
     """A batch norm that keeps running statistics, or several of them by protocol; without hooks."""
-    if is_hooked(module):
+    if is_hooked(module) or not getattr(module, "mixes", True):
         return False
     if hasattr(module, "norms"):
         return all(norm.running_mean is not None for norm in module.norms.values())

@@ -138,6 +138,9 @@ def _check(model: nn.Module, example: Tensor) -> None:
 
 
 def _check_layers(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if why := getattr(module, "unswappable", None):
+            raise ValueError(f"{name} cannot be swapped: {why}")
     paths = paths_of(model)
     if any(is_conv(m) or (is_linear(m) and has_zeros(m, paths)) for m in model.modules()):
         return

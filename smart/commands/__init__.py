@@ -11,7 +11,7 @@ from types import ModuleType
 
 # What each does, in the order of --help.
 COMMANDS = {
-    "train": "train a two-path network",
+    "train": "train a two-path network, or a baseline to compare it with",
     "eval": "accuracy of a checkpoint's paths, clean and attacked",
     "curve": "accuracy of a checkpoint's paths against the radius of the attack",
     "dial": "the trade-off curve of a checkpoint: accuracy and robustness at every position of its dials",

@@ -1,4 +1,4 @@
-"""`smart train`: train a two-path network."""
+"""`smart train`: train a network, by SMART or by a method to compare it with."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     started = (out / "config.json").exists()
     if not started or args.overwrite:
         chosen.write(out)
-    print(f"{data.name}: {_count(data)}; {chosen.model['model']}, {_alive(model)}")
+    print(f"{data.name}: {_count(data)}; {chosen.model['model']} by {model.method}, {_alive(model)}")
     try:
         result = train(model, data, chosen.config, out, args.resume, args.progress, args.overwrite)
     except KeyboardInterrupt as error:

@@ -27,7 +27,7 @@ def make_net(dropout: float = 0.0) -> nn.Module:
     )
 
 
-def make_model(density: float = 0.4, dropout: float = 0.0, seed: int = 0, **options: object) -> SmartNet:
+def make_model(density: float | None = 0.4, dropout: float = 0.0, seed: int = 0, **options: object) -> SmartNet:
     """A two-path network whose norms differ between the paths, in eval mode."""
     torch.manual_seed(seed)
     model = convert(make_net(dropout), density, seed=seed, **options)

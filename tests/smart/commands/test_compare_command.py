@@ -93,7 +93,9 @@ def test_compare(runs, npz, tmp_path, smart):
     log = list(csv.DictReader((runs / "first" / "log.csv").open()))
     assert float(first["clean"]) in [float(row["val_clean"]) for row in log]
     text = files["markdown"].read_text().splitlines()
-    assert text[1] == "|" + " --- |" * 16 and text[2].startswith("| first | tiny |") and "* left out" in text[-1]
+    assert (
+        text[1] == "|" + " --- |" * 17 and text[2].startswith("| first | tiny | smart |") and "* left out" in text[-1]
+    )
     assert files["plot"].read_bytes().startswith(b"\x89PNG")
 
 
