@@ -68,13 +68,13 @@ class RunFolder:
             )
         try:
             saved = json.loads(self.config.read_text(encoding="utf-8"))
-            started = {**saved["config"], "model": saved["model"], "data": saved["data"]}
-        except (ValueError, KeyError, TypeError) as error:
+            started = _flat(saved["config"], saved["model"], saved["data"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{self.config} is damaged ({error}): restore it, or start again in another folder"
             ) from error
         # Through JSON, as the saved settings went.
-        now = json.loads(json.dumps({**config.to_dict(), "model": model, "data": data}))
+        now = json.loads(json.dumps(_flat(config.to_dict(), model, data)))
         for key in sorted(now.keys() | started.keys()):
             if now.get(key) != started.get(key):
                 raise ValueError(
@@ -89,3 +89,9 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(history)
         write_text(self.log, text.getvalue())
+
+
+def _flat(config: Mapping[str, Any], model: Mapping[str, Any] | None, data: str) -> dict[str, Any]:
+    """One level of keys, so that what differs can be named."""
+    parts = {f"model {key}": value for key, value in model.items()} if model is not None else {"model": None}
+    return {**config, **parts, "data": data}

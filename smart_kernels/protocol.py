@@ -9,8 +9,8 @@ Beside torch's own layers, any module takes part that follows a protocol:
 * ``.reads_path = True`` on a module whose own code reads the path of the call: it runs as it is.
 * ``.unswappable`` says in a sentence why a layer cannot be swapped, as one that draws random numbers.
 
-A network may say how many ``.stages`` it has, and each of these modules which ``.stage`` it is in, from 0: then each stage
-can run on a path of its own.
+A network may say how many ``.stages`` it has, and each of these modules which ``.stage`` it is in, from 0: then each
+stage can run on a path of its own.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def test_trades_by_hand():
     divergence = (0.5 * math.log(3)) / 2
     entropy = -(math.log(3 / 4) + math.log(1 / 2)) / 2
     assert float(part.clean_loss) == pytest.approx(entropy) and float(part.adv_loss) == pytest.approx(divergence)
-    assert float(part.loss) == pytest.approx(entropy + 6 * divergence)
+    assert part.loss.item() == pytest.approx(entropy + 6 * divergence)
     assert part.clean_accuracy == 0.5 and part.adv_accuracy == 0.0 and model.paths == ["clean", "adv"]
     part.loss.backward()
     # Of beta / 2 * KL by the attacked logits: q - p. It reaches the clean side too.

@@ -42,7 +42,7 @@ def test_goes_on(method, folders, smart, npz, tmp_path):
     code, out, err = smart("train", "--resume", "--out", tmp_path / "run", "--no-progress", "--device", "cpu")
     assert code == 0 and f"by {method}" in out, err
     refused = smart("train", "--resume", "--method", "pgd_at", "--out", tmp_path / "run", "--no-progress")
-    assert_refused(refused, 1, "was started with model", method)
+    assert_refused(refused, 1, f"was started with model method '{method}', not 'pgd_at'")
 
 
 def test_compares_them_all(folders, smart, tmp_path):
