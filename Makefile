@@ -4,17 +4,20 @@ PYTHON ?= python3
 # What pip installs as torch: a pinned version, or with an NVIDIA GPU the newest. Options for pip may follow it.
 TORCH ?= $(if $(shell command -v nvidia-smi 2>/dev/null),'torch>=2.11',torch==2.13.0)
 OUT ?= runs/demo
+# For `make gpu`: a library built elsewhere, instead of building one, and the seconds after which no case is begun.
+LIBRARY ?=
+GPU_SECONDS ?= 240
 
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 READY := $(VENV)/.smart-kernels-ready
 
-.PHONY: help demo test lint bench results sanitize clean
+.PHONY: help demo test lint bench gpu results sanitize clean
 .DEFAULT_GOAL := help
 
 help:  ## Lists the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
-	@echo "Variables: VENV=$(VENV) PYTHON=$(PYTHON) TORCH=$(TORCH) OUT=$(OUT)"
+	@echo "Variables: VENV=$(VENV) PYTHON=$(PYTHON) TORCH=$(TORCH) OUT=$(OUT) LIBRARY=$(LIBRARY)"
 
 demo: $(READY)  ## Trains, swaps, verifies and measures a small network on real images, in a few minutes
 	$(BIN)/smart demo --out $(OUT)
@@ -30,6 +33,11 @@ lint: $(READY)  ## Checks style
 bench: $(READY)  ## Measures whole networks and single layers on this CPU
 	$(BIN)/python -m benchmarks.run --suite cpu
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+gpu: $(if $(LIBRARY),,$(READY))  ## Tests and measures on an NVIDIA GPU, within 8 minutes; goes on when called again
+	$(if $(LIBRARY),cp $(LIBRARY) smart_kernels/_C.abi3.so)
+	$(BIN)/python -m pytest tests/gpu
+	$(BIN)/python -m benchmarks.run --suite gpu --append --limit $(GPU_SECONDS)
 
 results: $(READY)  ## Rewrites README's tables and picture from benchmarks/results
 	$(BIN)/python -m benchmarks.report

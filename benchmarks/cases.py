@@ -14,9 +14,12 @@ class NetworkCase:
     image: tuple[int, int, int]
     density: float
     batches: tuple[int, ...]
+    pattern: str = "unstructured"
+    dtype: str = "float32"
 
     def __str__(self) -> str:
-        return f"{self.network}, density {self.density}"
+        parts = [self.network] + [f"{self.pattern}"] * (self.pattern != "unstructured")
+        return ", ".join([*parts, f"density {self.density}"])
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,19 @@ SUITES: dict[str, list[NetworkCase]] = {
             for density, batches in ((0.1, (1,)), (0.2, (1, 16, 64)), (0.36, (1, 16)))
         ),
     ],
+    # What counts most comes first: a run is stopped by its time limit.
+    "gpu": [
+        NetworkCase(network, image, density, batches, pattern, "float16")
+        for batches in ((256,), (1, 16))
+        for pattern, density in (("block:64x16", 0.2), ("channel", 0.2), ("unstructured", 1.0))
+        for network, image in (("resnet34", (3, 32, 32)), ("wrn_16_8", (3, 32, 32)), ("wrn_40_2", (3, 96, 96)))
+    ],
     "smoke": [NetworkCase("tiny", (1, 8, 8), 0.2, (1, 2))],
 }
 
-# Of each network of the CPU suite: its image's size, and the channels its stages begin and end with.
+DEVICES = {"gpu": "cuda"}  # of suites; that of others is the CPU
+
+# Of each network of the suites: its image's size, and the channels its stages begin and end with.
 _STAGES = {
     "resnet34": (32, (64, 64, 128, 256, 512)),
     "wrn_16_8": (32, (16, 128, 256, 512)),

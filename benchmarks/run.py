@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,7 +22,7 @@ from tqdm import tqdm
 import smart
 import smart_kernels
 from benchmarks import coverage
-from benchmarks.cases import SUITES, NetworkCase
+from benchmarks.cases import DEVICES, SUITES, NetworkCase
 from benchmarks.coverage import CoverageCase
 from smart import peers, plots, results
 from smart.bench import SPARSE, benchmark
@@ -51,7 +52,14 @@ class Run:
             wanted |= {"how": self.case.how, "pattern": self.case.pattern}
         found = [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
         if isinstance(self.case, NetworkCase):
-            found = [row for row in found if abs(row["density"] - self.case.density) < 0.01]
+            # Where a pattern does not fit all layers, the network's density is not the one that was asked for.
+            densities = [row.get("asked_density", row["density"]) for row in found]
+            found = [
+                row
+                for row, density in zip(found, densities, strict=True)
+                if abs(density - self.case.density) < 0.01
+                and row.get("asked_pattern", "unstructured") == self.case.pattern
+            ]
         return {*names, SPARSE} <= {row["runner"] for row in found}
 
     def measure(self, names: Sequence[str], backend: str, budget_s: float, device: str) -> list[Row]:
@@ -59,10 +67,15 @@ class Run:
         if isinstance(self.case, CoverageCase):
             return coverage.measure(self.case, (self.batch,), list(names), backend, budget_s, device)
         name, image = self.case.network, self.case.image
-        model = smart.create_model(name, in_channels=image[0], density=self.case.density, seed=0).eval()
-        x = torch.rand(self.batch, *image, generator=torch.Generator().manual_seed(0))
+        how = {"density": self.case.density, "pattern": self.case.pattern}
+        dtype = getattr(torch, self.case.dtype)
+        model = smart.create_model(name, in_channels=image[0], seed=0, **how).to(device, dtype).eval()
+        x = torch.rand(self.batch, *image, generator=torch.Generator().manual_seed(0)).to(device, dtype)
         sparse = smart_kernels.swap(model, x, backend=backend)
-        return benchmark(model, sparse, x, (self.batch,), ("clean", "adv"), names, budget_s, name)
+        rows = benchmark(model, sparse, x, (self.batch,), ("clean", "adv"), names, budget_s, name)
+        if self.case.pattern == "unstructured":
+            return rows
+        return [{**row, **{f"asked_{key}": value for key, value in how.items()}} for row in rows]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     # Taken now: what is committed meanwhile is not what runs.
     commit = results.commit()
+    arguments.device = arguments.device or DEVICES.get(arguments.suite, "cpu")
     try:
         names, note = _peers(arguments)
         runs = _runs(arguments)
@@ -89,7 +103,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{file} holds {len(runs) - len(left)} of {len(runs)} already", file=sys.stderr)
     rows: list[Row] = []
     content = old
-    for run in tqdm(left, unit="case", file=sys.stderr):
+    begin = time.monotonic()
+    for done_now, run in enumerate(tqdm(left, unit="case", file=sys.stderr)):
+        if arguments.limit is not None and time.monotonic() - begin > arguments.limit:
+            tqdm.write(f"{len(left) - done_now} of {len(runs)} are left after {arguments.limit:g} s: --append goes on")
+            break
         measured = run.measure(names, arguments.backend, arguments.budget, arguments.device)
         rows += measured
         content = results.results(rows, command, commit)
@@ -113,9 +131,10 @@ def _parser() -> argparse.ArgumentParser:
         choices=(peers.ALL, *peers.PEERS),
         metavar="PEER",
         help=f"competitors: {', '.join(peers.PEERS)}, or all that are installed; default: all, but for coverage eager "
-        "and fused, as compiling so many takes too long",
+        "and fused, as compiling so many takes too long, and for gpu cudnn and max-autotune",
     )
-    parser.add_argument("--device", default="cpu", help="of the coverage suite: cpu or cuda")
+    parser.add_argument("--device", help="of the coverage suite: cpu or cuda (default: the suite's)")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="after which no further case is begun")
     parser.add_argument(
         "--only",
         default="",
@@ -140,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _peers(arguments: argparse.Namespace) -> tuple[list[str], str | None]:
-    default = ["eager", "fused"] if arguments.suite == COVERAGE else [peers.ALL]
+    default = {COVERAGE: ["eager", "fused"], "gpu": ["cudnn", "max-autotune"]}.get(arguments.suite, [peers.ALL])
     return peers.select(arguments.peers or default, arguments.device)
 
 
@@ -155,8 +174,10 @@ def _runs(arguments: argparse.Namespace) -> list[Run]:
             raise ValueError("the coverage suite has its own table (`make results`): leave out --markdown and --plot")
         runs = [Run(case, batch) for case in coverage.CASES for batch in (1, 16)]
     else:
-        if arguments.device != "cpu":
-            raise ValueError(f"suite {arguments.suite!r} is for CPUs: leave out --device")
+        if arguments.device != (own := DEVICES.get(arguments.suite, "cpu")):
+            raise ValueError(
+                f"suite {arguments.suite!r} is for {'CPUs' if own == 'cpu' else 'GPUs'}: leave out --device"
+            )
         runs = [Run(case, batch) for case in SUITES[arguments.suite] for batch in case.batches]
     if arguments.plot and (why := plots.missing()):
         raise ValueError(why)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from smart import gpu_memory
 from smart import peers as dense_peers
 from smart.peers import PEERS, Ready
 from smart.twin import dense_twin_of
@@ -48,7 +49,7 @@ def benchmark(
     Returns:
         One row for each batch and runner, ours for each path: network, pattern, density, batch, dtype (in which the
         runner computes), device, threads, path, runner, backend, ms_p20, ms_p50, ms_p80, images_per_s, weight_bytes,
-        peak_bytes (None where the device keeps no count), max_rel_error (against the dense twin).
+        peak_bytes (None where there is no count), max_rel_error (against the dense twin).
 
     Raises:
         ValueError: an unknown peer or path, a peer that cannot run here or on such images, or a batch below 1.
@@ -61,7 +62,8 @@ def benchmark(
     for batch in progress(batches) if progress else batches:
         x = example.repeat(-(-batch // len(example)), 1, 1, 1)[:batch].contiguous()
         runners = {(name, paths[0]): dense_peers.make(name, twins[paths[0]], x) for name in names}
-        runners |= {(SPARSE, path): Ready(partial(sparse, path=path)) for path in paths}
+        mode = _capture(sparse, x, paths)
+        runners |= {(SPARSE, path): Ready(partial(sparse, path=path), mode) for path in paths}
         rows += _time_batch(runners, x, twins, sparse, budget_s, network)
     return rows
 
@@ -83,7 +85,7 @@ def _time_batch(
                 raise VerificationError(
                     f"{name} differs from the dense network by {error:.2e} on path {path!r}: not timed"
                 )
-        peaks = {runner: _peak_bytes(call, x.device) for runner, call in calls.items()}
+        memory = _memory(runners, x, twins, sparse)
         seconds = interleave(calls, budget_s)
     report = sparse.report()
     patterns = {row["pattern"] for row in report if row["pattern"] != "dense"}
@@ -92,10 +94,9 @@ def _time_batch(
     backends = "+".join(sorted({row["backend"] for row in report}))
     rows = []
     for (name, path), samples in seconds.items():
-        ours, mode, dtype = name == SPARSE, runners[name, path].mode, _dtype(name, x)
+        kind, mode, dtype = backends if name == SPARSE else "dense", runners[name, path].mode, _dtype(name, x)
         p20, p50, p80 = (percentile(samples, percent) * 1e3 for percent in (20, 50, 80))
-        # Of the same layers: fully connected ones without zeros are not swapped, so they are in neither number.
-        weight_bytes = sparse.weight_bytes if ours else weights * dtype.itemsize
+        weight_bytes, peak_bytes = memory[name, path]
         rows.append(
             {
                 "network": network,
@@ -107,13 +108,13 @@ def _time_batch(
                 "threads": torch.get_num_threads(),
                 "path": path,
                 "runner": name,
-                "backend": backends if ours else f"dense ({mode})" if mode else "dense",
+                "backend": f"{kind} ({mode})" if mode else kind,
                 "ms_p20": p20,
                 "ms_p50": p50,
                 "ms_p80": p80,
                 "images_per_s": len(x) / p50 * 1e3,
                 "weight_bytes": weight_bytes,
-                "peak_bytes": peaks[name, path],
+                "peak_bytes": peak_bytes,
                 "max_rel_error": errors[name, path],
             }
         )
@@ -125,13 +126,48 @@ def _dtype(runner: str, x: Tensor) -> torch.dtype:
     return (PEERS[runner].dtype if runner in PEERS else None) or x.dtype
 
 
-def _peak_bytes(call: Callable[[], Tensor], device: torch.device) -> int | None:
-    if device.type != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats(device)
-    call()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device)
+def _capture(sparse: SparseModel, x: Tensor, paths: Sequence[str]) -> str:
+    """Has batches on a GPU run as CUDA graphs, as dense peers do; how they run then."""
+    if not x.is_cuda:
+        return ""
+    try:
+        for path in paths:
+            sparse.capture(x, path)
+    except ValueError:
+        return ""  # they run as ever
+    return "CUDA graph"
+
+
+def _memory(
+    runners: Mapping[Runner, Ready], x: Tensor, twins: Mapping[str, nn.Module], sparse: SparseModel
+) -> dict[Runner, tuple[int | None, int | None]]:
+    """Bytes of weights, all paths together, and the most that a batch takes; None where there is no count.
+
+    On a GPU both are the allocator's, all that a network holds. On a CPU they are of the layers that are swapped: fully
+    connected ones without zeros are in neither number.
+    """
+    if not x.is_cuda:
+        weights = sum(row["weights"] for row in sparse.report())
+        return {
+            runner: (sparse.weight_bytes if runner[0] == SPARSE else weights * _dtype(runner[0], x).itemsize, None)
+            for runner in runners
+        }
+    ours = gpu_memory.measure(sparse, [partial(_on_path, path) for path in twins], x)
+    dense, _ = gpu_memory.measure(next(iter(twins.values())), [lambda net, batch: net(batch)], x)
+    return {
+        runner: ours if runner[0] == SPARSE else (dense, _peak_bytes(ready, x, dense))
+        for runner, ready in runners.items()
+    }
+
+
+def _on_path(path: str, sparse: SparseModel, x: Tensor) -> Tensor:
+    return sparse(x, path=path)
+
+
+def _peak_bytes(ready: Ready, x: Tensor, weight_bytes: int) -> int | None:
+    if ready.net is not None:
+        return gpu_memory.measure(ready.net, [lambda net, batch: net(batch)], x)[1]
+    return weight_bytes + gpu_memory.peak(partial(ready.call, x), x.device) if ready.counted else None
 
 
 def _check(

@@ -109,12 +109,15 @@ def markdown(results: Mapping[str, Any], source: str = "") -> str:
     peers = list(dict.fromkeys(name for case in found for name in case.dense))
     paths = list(dict.fromkeys(path for case in found for path in case.sparse))
     threads = len({row["threads"] for row in rows}) > 1
-    heading = ["network", "density", "batch", *(["threads"] if threads else []), *(f"{name} ms" for name in peers)]
+    patterns = len({row["pattern"] for row in rows}) > 1
+    heading = ["network", *(["pattern"] if patterns else []), "density", "batch", *(["threads"] if threads else [])]
+    heading += [f"{name} ms" for name in peers]
     heading += [*(f"sparse {path} ms" for path in paths), "speed-up", "weights"]
     lines = [f"| {' | '.join(heading)} |", "|" + "---|" * len(heading)]
     for case in found:
         first, best = case.first, case.fastest_dense
-        cells = [first["network"], f"{first['density']:.2g}", str(first["batch"])]
+        cells = [first["network"], *([first["pattern"]] if patterns else [])]
+        cells += [f"{first['density']:.2g}", str(first["batch"])]
         cells += [str(first["threads"])] if threads else []
         for name in peers:
             cell = _ms(case.dense.get(name))

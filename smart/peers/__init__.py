@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from smart.peers import pytorch, runtimes, with_ncnn
+from smart.peers import on_gpu, pytorch, runtimes, with_ncnn
 from smart.peers.ready import Ready
 
 __all__ = ["ALL", "EXTRA", "PEERS", "Peer", "Ready", "make", "missing", "select", "versions"]
@@ -33,6 +33,7 @@ class Peer:
         in_all: whether ``"all"`` means it too.
         in_extra: whether the extra ``bench`` installs it.
         lacks: why it cannot run here though its packages are installed; None if it can.
+        device: the only one whose images it takes; None for any.
     """
 
     make: Callable[[nn.Module, Tensor], Ready]
@@ -41,6 +42,7 @@ class Peer:
     in_all: bool = True
     in_extra: bool = True
     lacks: Callable[[], str | None] = lambda: None
+    device: str | None = None
 
 
 _ONNX = ("onnx", "onnxscript")
@@ -48,6 +50,8 @@ PEERS: dict[str, Peer] = {
     "eager": Peer(pytorch.eager),
     "fused": Peer(pytorch.fused),
     "compile": Peer(pytorch.compiled),
+    "cudnn": Peer(on_gpu.cudnn, lacks=on_gpu.lacks, device="cuda"),
+    "max-autotune": Peer(on_gpu.max_autotune, lacks=on_gpu.lacks, device="cuda"),
     "onnxruntime": Peer(runtimes.onnxruntime, ("onnxruntime", *_ONNX), torch.float32),
     "openvino": Peer(runtimes.openvino, ("openvino", *_ONNX), torch.float32),
     # Not among "all", which compute in the network's own precision.
@@ -101,6 +105,8 @@ def select(
 
 def _refusal(name: str, device: str, dtype: torch.dtype) -> str | None:
     """Why a peer does not take such images: what is no part of torch is run on CPUs in float32."""
+    if (only := PEERS[name].device) is not None and device != only:
+        return f"peer {name!r} takes images on {only}, not on {device}: name other peers"
     given = f"{dtype} on {device}".removeprefix("torch.")
     if PEERS[name].packages and given != "float32 on cpu":
         return f"peer {name!r} takes images of float32 on cpu, not {given}: name other peers"
@@ -109,7 +115,7 @@ def _refusal(name: str, device: str, dtype: torch.dtype) -> str | None:
 
 def _note(left_out: Iterable[str]) -> str | None:
     # DeepSparse is for those who have it: nobody is told to install it.
-    names = [name for name in left_out if PEERS[name].in_extra]
+    names = [name for name in left_out if PEERS[name].in_extra and PEERS[name].device is None]
     if not names:
         return None
     packages = dict.fromkeys(package for name in names for package in _lacking(PEERS[name]))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smart_kernels.timing import percentile
 
@@ -22,10 +22,14 @@ class Ready:
     Attributes:
         call: (N, C, H, W) of the example's shape -> the output, which may be overwritten by the next call.
         mode: how it runs, where there was a choice.
+        net: what runs, if its copies do so without a CUDA graph: a graph's memory no allocator counts call by call.
+        counted: whether the allocator counts the memory of ``call`` itself.
     """
 
     call: Call
     mode: str = ""
+    net: nn.Module | None = None
+    counted: bool = True
 
 
 def fastest(choices: Mapping[str, Call], example: Tensor, budget_s: float = 0.5) -> Ready:

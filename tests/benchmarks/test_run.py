@@ -21,8 +21,9 @@ def measured(monkeypatch):
     def measure(self, peers, backend, budget_s, device):
         names.append(str(self))
         row = {"network": self.case.network, "pattern": "unstructured", "density": self.case.density + 0.001}
-        row |= {"batch": self.batch, "device": "cpu", "threads": torch.get_num_threads(), "dtype": "float32"}
+        row |= {"batch": self.batch, "device": device, "threads": torch.get_num_threads(), "dtype": "float32"}
         row |= {"ms_p20": 1.0, "ms_p50": 1.0, "ms_p80": 1.0, "images_per_s": 1000.0, "weight_bytes": 1}
+        row |= {"asked_density": self.case.density, "asked_pattern": getattr(self.case, "pattern", "unstructured")}
         runners = [(runner, "clean") for runner in (*peers, "smart_kernels")] + [("smart_kernels", "adv")]
         return [{**row, "runner": runner, "path": path} for runner, path in runners]
 
@@ -151,6 +152,7 @@ def test_peers_are_all_that_are_installed_by_default(measured, tmp_path, monkeyp
         (["--only", "vgg"], "no case's name contains 'vgg': the first is 'tiny, density 0.2, batch 1'"),
         (["--suite", "coverage", "--plot", "a.png"], "the coverage suite has its own table"),
         (["--device", "cuda", "--peers", "eager"], "suite 'cpu' is for CPUs"),
+        (["--suite", "gpu", "--device", "cpu", "--peers", "eager"], "suite 'gpu' is for GPUs"),
         (["--peers", "tvm"], "invalid choice: 'tvm'"),
         (["--peers", "nowhere"], "peer 'nowhere' needs what is not installed: pip install no_such_package"),
     ],
@@ -167,3 +169,52 @@ def test_a_picture_is_drawn(measured, tmp_path):
     pytest.importorskip("matplotlib")
     run.main([*QUICK, "--out", str(tmp_path / "file.json"), "--plot", str(tmp_path / "bars.png")])
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_gpu_suite():
+    runs = [
+        (case.network, case.pattern, case.density, case.dtype, batch)
+        for case in SUITES["gpu"]
+        for batch in case.batches
+    ]
+    assert len(runs) == len(set(runs)) == 27 and {run[-1] for run in runs} == {1, 16, 256}
+    assert {run[1:4] for run in runs} == {
+        ("block:64x16", 0.2, "float16"),
+        ("channel", 0.2, "float16"),
+        ("unstructured", 1.0, "float16"),
+    }
+    assert runs[0] == ("resnet34", "block:64x16", 0.2, "float16", 256)
+
+
+def test_the_gpu_suite_stops_at_its_limit_and_goes_on(measured, tmp_path, monkeypatch, capsys):
+    clock = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
+    suite = ["--suite", "gpu", "--only", "batch 256", "--peers", "eager", "--append", "--out", str(tmp_path)]
+    run.main([*suite, "--limit", "250"])
+    assert measured == [
+        "resnet34, block:64x16, density 0.2, batch 256",
+        "wrn_16_8, block:64x16, density 0.2, batch 256",
+    ]
+    (file,) = tmp_path.glob("gpu-cuda-*.json")
+    assert "7 of 9 are left after 250 s: --append goes on" in capsys.readouterr().out
+    run.main(suite)
+    assert len(measured) == len(set(measured)) == 9
+    run.main(suite)
+    assert len(measured) == 9 and len(results.read(file)["rows"]) == 27
+
+
+def test_peers_of_the_gpu_suite_are_the_fastest_dense_ones(measured, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked = []
+    monkeypatch.setattr(peers, "select", lambda *given: asked.append(given) or (["eager"], None))
+    with pytest.raises(SystemExit):
+        run.main(["--suite", "gpu", "--only", "nothing"])
+    assert asked == [(["cudnn", "max-autotune"], "cuda")]
+
+
+def test_a_case_in_half_precision_with_a_pattern_is_measured_as_such(monkeypatch):
+    case = NetworkCase("tiny", (3, 8, 8), 0.5, (2,), "channel", "bfloat16")
+    rows = run.Run(case, 2).measure(["eager"], "auto", 0.01, "cpu")
+    assert {row["dtype"] for row in rows} == {"bfloat16"} and {row["pattern"] for row in rows} == {"channel"}
+    assert run.Run(case, 2).is_in(rows, ["eager"], "cpu")
+    assert not run.Run(NetworkCase("tiny", (3, 8, 8), 0.5, (2,)), 2).is_in(rows, ["eager"], "cpu")

@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from recorded_graphs import Recorder
 from torch import nn
 
 import smart
@@ -14,6 +15,7 @@ from smart import peers
 from smart.peers import PEERS, runtimes
 from smart.peers.ready import fastest
 from smart.twin import dense_twin_of
+from smart_kernels import cuda_graphs
 from smart_kernels.verify import TOLERANCE, relative_error
 
 
@@ -67,11 +69,43 @@ def test_all_says_nothing_where_nothing_is_missing(absent):
     absent()
     names, note = peers.select(["ncnn", "all"])
     assert note is None and names[0] == "ncnn" and names.count("ncnn") == 1
-    assert set(names) == {name for name in PEERS if name != "openvino-bf16"}
+    assert set(names) == {name for name, peer in PEERS.items() if name != "openvino-bf16" and peer.device is None}
 
 
 def test_all_on_a_gpu_are_those_of_torch():
     assert peers.select(["all"], "cuda") == (["eager", "fused", "compile"], None)
+
+
+def test_peers_of_gpus_only(monkeypatch):
+    with pytest.raises(ValueError, match="peer 'cudnn' takes images on cuda, not on cpu: name other peers"):
+        peers.select(["cudnn"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="peer 'max-autotune' cannot run here: it needs an NVIDIA GPU"):
+        peers.select(["max-autotune"], "cuda", torch.float16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert peers.select(["all"], "cuda", torch.float16)[0] == ["eager", "fused", "compile", "cudnn", "max-autotune"]
+
+
+def test_the_cudnn_peer_is_the_dense_backend_as_a_graph(net, monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setattr(cuda_graphs, "Cuda", lambda: recorder)
+    x, other = torch.rand(2, 3, 3, 8, 8)
+    ready = peers.make("cudnn", net, x)
+    before = recorder.log.count("replay")
+    with torch.inference_mode():
+        assert relative_error(ready.call(other), net(other)) < TOLERANCE[torch.float32]
+    assert recorder.log.count("replay") == before + 1 and ready.mode == "CUDA graph"
+    assert {row["backend"] for row in ready.net.report()} == {"dense"}
+
+
+def test_the_max_autotune_peer_asks_for_it(net, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda part, **options: asked.append(options) or part)
+    x = torch.rand(2, 3, 8, 8)
+    ready = peers.make("max-autotune", net, x)
+    assert asked == [{"mode": "max-autotune", "dynamic": False}] and not ready.counted
+    with torch.inference_mode():
+        assert relative_error(ready.call(x), net(x)) < TOLERANCE[torch.float32]
 
 
 def test_a_peer_that_is_named_must_be_there(absent):
