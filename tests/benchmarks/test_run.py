@@ -20,10 +20,11 @@ def measured(monkeypatch):
 
     def measure(self, peers, backend, budget_s, device):
         names.append(str(self))
-        row = {"network": self.case.network, "pattern": "unstructured", "density": self.case.density + 0.001}
+        pattern = getattr(self.case, "pattern", "unstructured")
+        row = {"network": self.case.network, "pattern": pattern, "density": self.case.density + 0.001}
         row |= {"batch": self.batch, "device": device, "threads": torch.get_num_threads(), "dtype": "float32"}
         row |= {"ms_p20": 1.0, "ms_p50": 1.0, "ms_p80": 1.0, "images_per_s": 1000.0, "weight_bytes": 1}
-        row |= {"asked_density": self.case.density, "asked_pattern": getattr(self.case, "pattern", "unstructured")}
+        row |= {"asked_density": self.case.density, "asked_pattern": pattern}
         runners = [(runner, "clean") for runner in (*peers, "smart_kernels")] + [("smart_kernels", "adv")]
         return [{**row, "runner": runner, "path": path} for runner, path in runners]
 
