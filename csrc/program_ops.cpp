@@ -69,15 +69,19 @@ class Reader {
       case cpu::Kind::kAdd: step.epilogue.relu = fields[kRelu]; break;
       case cpu::Kind::kMaxPool: y = read_pooling(step, x); break;
       case cpu::Kind::kAverage: y = {x.channels, 1, 1}; break;
+      case cpu::Kind::kActivate: step.function = read_function(); break;
+      case cpu::Kind::kMultiply: break;
     }
     const bool convolves = step.kind == cpu::Kind::kConvolution;
     SMART_CHECK(convolves || fields[kSecond] == cpu::kNone, "only a convolution makes a second value");
-    SMART_CHECK(convolves || step.kind == cpu::Kind::kAdd || step.other == cpu::kNone,
-                "only a convolution or a sum adds another value");
+    const bool multiplies = step.kind == cpu::Kind::kMultiply;
+    SMART_CHECK(multiplies == (step.other != cpu::kNone) || convolves || step.kind == cpu::Kind::kAdd,
+                "a product needs another value, and only a convolution or a sum may have one");
     if (step.other != cpu::kNone) {
       const cpu::Value& other = values_[step.other];
-      SMART_CHECK(other.channels == y.channels && other.height == y.height && other.width == y.width,
-                  "what is added must have the size of what it is added to");
+      const bool is_gate = multiplies && other.pixels() == 1;
+      SMART_CHECK(other.channels == y.channels && (is_gate || (other.height == y.height && other.width == y.width)),
+                  "what is added must have the size of what it is added to; a factor may be one pixel");
     }
     step.y = make(kY, y);
     step.second = fields[kSecond] == cpu::kNone ? cpu::kNone : make(kSecond, y);
@@ -127,6 +131,11 @@ class Reader {
     step.epilogue.relu = fields_[kRelu];
     if (fields_[kSecond] != cpu::kNone) step.epilogue.affine = read_affine(p.out_channels);
     return {p.out_channels, p.out_height, p.out_width};
+  }
+
+  cpu::Function read_function() const {
+    SMART_CHECK(0 <= fields_[kRelu] && fields_[kRelu] < cpu::kFunctions, "unknown function ", fields_[kRelu]);
+    return static_cast<cpu::Function>(fields_[kRelu]);
   }
 
   // Of the geometry, pooling uses the kernel's size and the strides.

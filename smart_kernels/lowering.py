@@ -15,14 +15,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from smart_kernels import fusion
+from smart_kernels import elementwise, fusion
 from smart_kernels.backends import find
 from smart_kernels.backends.cpu import DTYPES
 from smart_kernels.geometry import Geometry
 from smart_kernels.modules import PathAffine, SparseConv2d, SparseLinear
 from smart_kernels.native import cpu_isas
 from smart_kernels.packing import PackedWeight
-from smart_kernels.programs import ADD, AFFINE, AVERAGE, CONVOLUTION, MAX_POOL, NO_GEOMETRY, NONE, Program, Step
+from smart_kernels.programs import (
+    ACTIVATION,
+    ADD,
+    AFFINE,
+    AVERAGE,
+    CONVOLUTION,
+    MAX_POOL,
+    NO_GEOMETRY,
+    NONE,
+    PRODUCT,
+    Program,
+    Step,
+)
+from smart_kernels.protocol import is_hooked
 
 BACKEND = "cpu"
 MIN_CONVOLUTIONS = 2  # a program of one layer would save nothing
@@ -161,6 +174,8 @@ class _Rewriter:
         if isinstance(module, SparseConv2d):
             shape = self.shapes.get(node.args[0])
             return shape is not None and len(shape) == 4 and min(shape) > 0 and self._runs(module)
+        if module is not None and is_hooked(module):
+            return False
         tensors = [self.shapes.get(each) for each in node.all_input_nodes if each is not self.path]
         shape = self.shapes.get(node)
         if shape is None or len(shape) != 4 or not tensors or any(t is None or len(t) != 4 for t in tensors):
@@ -169,6 +184,8 @@ class _Rewriter:
             return True
         if node.op == "call_function" and node.target in _ADDITIONS:
             return len(tensors) == 2 and len(node.args) == 2 and not node.kwargs and tensors[0] == tensors[1]
+        if elementwise.activation(self.modules, node) is not None or elementwise.factors(self.shapes, node):
+            return True
         return self.pooling(node) is not None
 
     def _runs(self, conv: SparseConv2d) -> bool:
@@ -254,6 +271,10 @@ class _Stretch:
             return Step(pooling[0], x, NONE, self._make(node, 1), geometry=pooling[1])
         if fusion.is_relu(rewriter.modules, node):
             return Step(ADD, x, NONE, self._make(node, 1), relu=True)
+        if (function := elementwise.activation(rewriter.modules, node)) is not None:
+            return Step(ACTIVATION, x, NONE, self._make(node, 1), function=function)
+        if factors := elementwise.factors(rewriter.shapes, node):
+            return Step(PRODUCT, *(self.values[each] for each in factors), self._make(node, 1))
         return Step(ADD, x, self.values[node.args[1]], self._make(node, 1))
 
 

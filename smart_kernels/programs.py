@@ -20,7 +20,8 @@ from smart_kernels.paths import Path, at_stage
 
 MAX_BOUND = 8  # paths a program is kept ready for, as in modules.py
 NONE = -1
-CONVOLUTION, AFFINE, ADD, MAX_POOL, AVERAGE = range(5)  # as csrc/cpu/program.h numbers them
+CONVOLUTION, AFFINE, ADD, MAX_POOL, AVERAGE, ACTIVATION, PRODUCT = range(7)  # as csrc/cpu/program.h numbers them
+RELU6, SILU, SIGMOID, HARDSWISH, HARDSIGMOID = range(5)  # as csrc/cpu/problem.h
 NO_GEOMETRY = (0,) * 13
 
 
@@ -30,10 +31,11 @@ class Step:
 
     Attributes:
         kind: one of the numbers above.
-        x, other: values read; ``other`` is added, or NONE.
+        x, other: values read; ``other`` is added, or multiplied by, or NONE.
         y, second: values made; ``second`` is a convolution's second result, or NONE.
         module: of a convolution or a norm.
         relu: whether a sum is rectified.
+        function: of an activation.
         geometry: as ``Geometry.numbers``, of a pooling.
     """
 
@@ -44,6 +46,7 @@ class Step:
     second: int = NONE
     module: nn.Module | None = None
     relu: bool = False
+    function: int = 0
     geometry: Sequence[int] = NO_GEOMETRY
 
 
@@ -115,7 +118,8 @@ def _fields(step: Step, path: Path, tensors: list[Tensor]) -> list[int]:
         affine = [put_channels(tensor) for tensor in module.of(path)]
         return [*values, *[NONE] * 5, *affine, 0, 0, 0, 0, module.relu, *step.geometry]
     if not isinstance(module, SparseConv2d):
-        return [*values, *[NONE] * 7, 0, 0, 0, step.relu, 0, *step.geometry]
+        how = step.function if step.kind == ACTIVATION else step.relu
+        return [*values, *[NONE] * 7, 0, 0, 0, how, 0, *step.geometry]
     packed, second, own = module.packed, module.second, at_stage(path, module.stage)
     weight = [put(packed.path_values(own)), put(packed.codes), put(packed.segments)]
     scale, bias = (put_channels(None if each is None else each.of(own)) for each in (module.scale, module.bias))

@@ -209,6 +209,6 @@ static void run_items(const Job& job, int64_t first, int64_t last, float* scratc
 
 extern const Kernels kernels;
 const Kernels kernels = {SMART_NAME, kWidth, SMART_MAX_TILE, run_items, interleave, separate,
-                         affine,     add,    max_pool,       average};
+                         affine,     add,    activate,       multiply,  max_pool,   average};
 
 }  // namespace smart::cpu::SMART_ISA

@@ -77,6 +77,64 @@ static void add(const float* x, const float* other, bool rectify, int64_t floats
   }
 }
 
+// e^x, within two units of the last place. NaN stays NaN.
+static inline Vector exponential(Vector x) {
+  typedef int32_t Integers __attribute__((vector_size(kWidth * sizeof(int32_t))));
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: a number added to it is rounded to a whole one
+  const Vector least = Vector{} - 87.0f;
+  const Vector bounded = x < least ? least : x;
+  const Vector rounded = bounded * 1.44269504f + kRound;
+  const Vector n = rounded - kRound;  // e^x = 2^n e^rest
+  const Vector rest = bounded - n * 0.693145751953125f - n * 1.42860677e-6f;
+  constexpr float kCoefficients[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+  Vector sum = {};
+  for (const float coefficient : kCoefficients) sum = sum * rest + coefficient;
+  Integers power;
+  __builtin_memcpy(&power, &rounded, sizeof(power));
+  power = (power - 0x4b400000 + 127) << 23;  // the bits of kRound; of a float's exponent
+  Vector scale;
+  __builtin_memcpy(&scale, &power, sizeof(scale));
+  return x > Vector{} + 88.0f ? Vector{} + __builtin_inff() : sum * scale;
+}
+
+static inline Vector value_of(Function function, Vector x) {
+  const auto relu6 = [](Vector v) { return v < Vector{} ? Vector{} : v > Vector{} + 6.0f ? Vector{} + 6.0f : v; };
+  switch (function) {
+    case Function::kRelu6: return relu6(x);
+    case Function::kSilu: return x / (exponential(-x) + 1.0f);
+    case Function::kSigmoid: return 1.0f / (exponential(-x) + 1.0f);
+    case Function::kHardswish: return x * relu6(x + 3.0f) / 6.0f;
+    case Function::kHardsigmoid: return relu6(x + 3.0f) / 6.0f;
+  }
+  return x;
+}
+
+static void activate(Function function, const float* x, int64_t floats, float* y) {
+  int64_t i = 0;
+  for (; i + kWidth <= floats; i += kWidth) store(y + i, value_of(function, load(x + i)));
+  if (i == floats) return;
+  Vector rest = {};
+  for (int64_t j = i; j < floats; ++j) rest[j - i] = x[j];
+  rest = value_of(function, rest);
+  for (int64_t j = i; j < floats; ++j) y[j] = rest[j - i];
+}
+
+static void multiply(const float* x, const float* other, bool is_gate, int64_t channels, int64_t pixels, int64_t lanes,
+                     float* y) {
+  if (!is_gate) {
+    for (int64_t i = 0; i < channels * pixels * lanes; ++i) y[i] = x[i] * other[i];
+    return;
+  }
+  for (int64_t c = 0; c < channels; ++c, other += lanes) {
+    if (lanes == 1) {
+      for (int64_t i = 0; i < pixels; ++i) y[i] = x[i] * other[0];
+    } else {
+      for (int64_t i = 0; i < pixels; ++i) store(y + i * kWidth, load(x + i * kWidth) * load(other));
+    }
+    x += pixels * lanes, y += pixels * lanes;
+  }
+}
+
 // Without padding: (C, H, W, lanes) -> (C, P, Q, lanes). A NaN in a window is its maximum, as in torch.
 static void max_pool(const Problem& p, int64_t lanes, const float* x, float* y) {
   for (int64_t c = 0; c < p.in_channels; ++c, x += p.height * p.width * lanes)

@@ -106,6 +106,10 @@ struct Job {
   int64_t out_chunk;  // output channels one work item computes
 };
 
+// Functions of single numbers, as torch.nn.functional has them.
+enum class Function { kRelu6, kSilu, kSigmoid, kHardswish, kHardsigmoid };
+constexpr int kFunctions = 5;
+
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -149,6 +153,10 @@ struct Kernels {
                    int64_t last);
   void (*affine)(const Affine&, const float* x, int64_t channels, int64_t floats, float* y);
   void (*add)(const float* x, const float* other, bool rectify, int64_t floats, float* y);
+  void (*activate)(Function, const float* x, int64_t floats, float* y);
+  // `other`: as x, or if `is_gate` one number for each channel and lane.
+  void (*multiply)(const float* x, const float* other, bool is_gate, int64_t channels, int64_t pixels, int64_t lanes,
+                   float* y);
   void (*max_pool)(const Problem&, int64_t lanes, const float* x, float* y);
   void (*average)(const float* x, int64_t channels, int64_t pixels, int64_t lanes, float* y);
 };

@@ -248,6 +248,10 @@ void Program::run_step(int number, bool interleaved, const Places& at, int64_t t
     case Kind::kAffine:
       return kernels_.affine(step.epilogue.affine, at[step.x], x.channels, x.pixels() * lanes, at[step.y]);
     case Kind::kAdd: return kernels_.add(at[step.x], other, step.epilogue.relu, x.floats() * lanes, at[step.y]);
+    case Kind::kActivate: return kernels_.activate(step.function, at[step.x], x.floats() * lanes, at[step.y]);
+    case Kind::kMultiply:
+      return kernels_.multiply(at[step.x], other, values_[step.other].pixels() < x.pixels(), x.channels, x.pixels(),
+                               lanes, at[step.y]);
     case Kind::kMaxPool: return kernels_.max_pool(step.problem, lanes, at[step.x], at[step.y]);
     case Kind::kAverage: return kernels_.average(at[step.x], x.channels, x.pixels(), lanes, at[step.y]);
   }

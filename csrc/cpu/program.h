@@ -18,15 +18,18 @@ namespace smart::cpu {
 
 constexpr int kNone = -1;
 
-enum class Kind { kConvolution, kAffine, kAdd, kMaxPool, kAverage };  // kAdd without `other`: ReLU alone
-constexpr int kKinds = 5;
+// kAdd without `other` is ReLU alone; what kMultiply multiplies by may be one number for each channel.
+enum class Kind { kConvolution, kAffine, kAdd, kMaxPool, kAverage, kActivate, kMultiply };
+constexpr int kKinds = 7;
 
 struct Step {
   Kind kind;
-  int x, other, y, second;  // values; `other` is added, `second` a convolution's second result; or kNone
-  Problem problem;          // of one image; pooling uses a part of it
+  int x, other, y,
+      second;       // values; `other` is added or multiplied by, `second` a convolution's second result; or kNone
+  Problem problem;  // of one image; pooling uses a part of it
   Weight weight;
   Epilogue epilogue;  // its pointers to images are of no meaning; kAffine uses `affine`, kAdd `relu`
+  Function function;  // of kActivate
 };
 
 struct Value {
