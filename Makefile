@@ -12,11 +12,11 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 READY := $(VENV)/.smart-kernels-ready
 
-.PHONY: help demo test lint bench gpu results sanitize clean
+.PHONY: help demo test lint bench gpu results sanitize sanitize-gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## Lists the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo "Variables: VENV=$(VENV) PYTHON=$(PYTHON) TORCH=$(TORCH) OUT=$(OUT) LIBRARY=$(LIBRARY)"
 
 demo: $(READY)  ## Trains, swaps, verifies and measures a small network on real images, in a few minutes
@@ -48,6 +48,11 @@ sanitize: $(READY)  ## Tests the C++ kernels under the address and undefined-beh
 	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	  $(BIN)/python -m pytest tests/smart_kernels/test_convolution.py tests/smart_kernels/test_programs.py || status=$$?; \
 	  $(BIN)/python setup.py -q build_ext --inplace; exit $$status
+
+sanitize-gpu: $(READY)  ## Tests the CUDA kernels under compute-sanitizer; needs a GPU
+	for tool in memcheck racecheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -p no:cacheprovider \
+	    tests/smart_kernels/test_two_four_kernel.py -k gpu || exit 1; done
 
 clean:  ## Removes builds, caches and runs; keeps $(VENV)
 	rm -rf build *.egg-info smart_kernels/*.so runs .pytest_cache .ruff_cache .hypothesis .benchmarks $(READY)

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from emulated import emulated_library, needs_compiler, run
 
+from smart_kernels.backends import BACKENDS
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import TwoFourWeight
 from smart_kernels.two_four_ops import TILES
 
 pytestmark = needs_compiler
+CUDA = BACKENDS["cuda"]
 DTYPES = [torch.float16, torch.bfloat16]
 
 
@@ -133,3 +135,28 @@ def test_conversions_are_those_of_torch(library, dtype):
     narrowed = torch.tensor([library.narrow(float(v), brain) for v in middle], dtype=torch.int32).to(torch.int16)
     assert torch.equal(narrowed.view(dtype), middle.to(dtype))
     assert library.narrow(float("nan"), brain) & 0x7FFF > (0x7F80 if brain else 0x7C00)
+
+
+@pytest.mark.skipif(not CUDA.available(), reason=CUDA.available().why)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tile", range(-1, len(TILES)))
+@pytest.mark.parametrize("case", CASES)
+def test_a_gpu_computes_the_same(case, tile, dtype):
+    """Real instructions in the place of emulated ones, also replayed from a CUDA graph on another input."""
+    shape, (n, h, w), arguments = CASES[case]
+    packed, geometry = layer(shape, dtype=dtype, **arguments)
+    packed, x = packed.cuda(), integers(n, shape[1], h, w, dtype=dtype).cuda()
+    scale, bias = integers(2, shape[0], largest=4).cuda()
+    residual = integers(*geometry.output_shape(x.shape), largest=9, dtype=dtype).cuda()
+    call = CUDA.bind(packed, geometry, "adv", scale, bias, True, None, tile)
+
+    def expected():
+        return reference(x, packed, geometry, "adv", scale, bias, residual, True).to(dtype)
+
+    assert torch.equal(call(x, residual), expected())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = call(x, residual)
+    x.copy_(integers(n, shape[1], h, w, dtype=dtype))
+    graph.replay()
+    assert torch.equal(y, expected())

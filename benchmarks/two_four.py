@@ -1,0 +1,152 @@
+"""The 2:4 kernel by itself on the GPU at hand: ``python -m benchmarks.two_four``.
+
+For the layers of the three networks it runs every tile of the kernel, each verified against the reference before it is
+timed, beside torch's convolution with bias and ReLU. All run as CUDA graphs, in turns, on data that lies in the L2
+cache if it fits. A results file keeps the times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.cases import LAYERS, LayerCase
+from benchmarks.tune import DTYPES, RESULTS, Times, graph_times
+from smart import results
+from smart_kernels import patterns, reference
+from smart_kernels.backends import find
+from smart_kernels.geometry import Geometry
+from smart_kernels.packing import TwoFourWeight
+from smart_kernels.two_four_ops import TILES
+from smart_kernels.verify import TOLERANCE, VerificationError, relative_error
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A layer on the device, ready to be measured; ``truth`` is what it has to compute, in float32."""
+
+    packed: TwoFourWeight
+    geometry: Geometry
+    x: Tensor
+    bias: Tensor
+    truth: Tensor
+
+    def call(self, tile: int) -> Callable[[], Tensor]:
+        """Runs the layer by a tile, or by the one chosen for it if that is -1."""
+        arguments = (self.packed, self.geometry, self.packed.paths[0], None, self.bias, True, None)
+        return partial(find("cuda").bind(*arguments, tile=tile), self.x, None)
+
+    def dense(self) -> Callable[[], Tensor]:
+        """torch's convolution, in one kernel with bias and ReLU where cuDNN has it."""
+        weight = self.packed.dense(self.packed.paths[0]).contiguous(memory_format=torch.channels_last)
+        g = self.geometry
+        arguments = (self.x, weight, self.bias, g.stride, (g.padding[0], g.padding[2]), g.dilation, g.groups)
+        if self.x.is_cuda:
+            return partial(torch.ops.aten.cudnn_convolution_relu.default, *arguments)
+        return lambda: F.conv2d(*arguments).relu_()
+
+
+def random_mask(shape: tuple[int, ...], pattern: str, density: float, generator: torch.Generator) -> Tensor:
+    """A mask that obeys the pattern; unstructured ones keep ``density`` of the weights."""
+    parsed = patterns.parse(pattern)
+    if isinstance(parsed, patterns.NM):
+        k, c, r, s = shape
+        scores = torch.rand((k, c // parsed.m, parsed.m, r, s), generator=generator)
+        return (scores.argsort(dim=2) < parsed.n).reshape(shape)
+    if not isinstance(parsed, patterns.Unstructured):
+        raise ValueError(f"pattern {pattern!r}: accepted are 'unstructured' and N:M")
+    return torch.rand(shape, generator=generator) < density
+
+
+def make_problem(case: LayerCase, pattern: str, dtype: torch.dtype, device: torch.device | str) -> Problem:
+    """The layer of a case with a random mask."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (case.outputs, case.inputs, case.taps, case.taps)
+    mask = random_mask(shape, pattern, case.density, generator)
+    weight = torch.randn(shape, generator=generator).to(device, dtype)
+    geometry = Geometry.of(shape, case.stride, padding=case.taps // 2)
+    x = torch.randn(case.batch, case.inputs, case.size, case.size, generator=generator).to(device, dtype)
+    bias = torch.randn(case.outputs, generator=generator).to(device, dtype)
+    packed = TwoFourWeight(weight, {"clean": mask.to(device)})
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        truth = reference.sparse_conv2d(
+            x.float(), packed.dense("clean").float(), geometry, None, bias.float(), None, True
+        )
+    return Problem(packed, geometry, x.contiguous(memory_format=torch.channels_last), bias, truth)
+
+
+def row(case: LayerCase, pattern: str, problem: Problem, times: Times) -> dict[str, Any]:
+    """What is kept of a layer: the time by each tile and by the one chosen, and that of the dense convolution.
+
+    Raises:
+        VerificationError: a tile computes something else than the reference; nothing was timed then.
+    """
+    calls = {f"{name}_us": problem.call(i) for i, name in enumerate(TILES)} | {"chosen_us": problem.call(-1)}
+    for name, call in calls.items():
+        y = call()
+        if not (error := relative_error(y, problem.truth)) <= TOLERANCE[y.dtype]:
+            raise VerificationError(f"{case} by {name.removesuffix('_us')} differs by {error:.2e}: nothing was timed")
+    packed = problem.packed
+    return {
+        "layer": str(case),
+        "pattern": pattern,
+        "dtype": str(problem.x.dtype).removeprefix("torch."),
+        "batch": case.batch,
+        "density": packed.density("clean"),
+        "steps": 1 + packed.extra_steps("clean") / (packed.slabs * packed.steps),
+        "weight_bytes": packed.nbytes,
+        **times({**calls, "dense_us": problem.dense()}),
+    }
+
+
+def main() -> None:
+    """Measures all layers, and writes the file as it goes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 256], metavar="N")
+    parser.add_argument("--patterns", nargs="+", default=["unstructured", "2:4", "1:4"], metavar="PATTERN")
+    parser.add_argument("--density", type=float, default=0.2, help="of unstructured masks")
+    parser.add_argument("--dtype", choices=[name for name in DTYPES if name != "float32"], default="float16")
+    parser.add_argument("--only", default="", metavar="TEXT", help="layers whose name contains this")
+    parser.add_argument("--budget", type=float, default=0.2, help="seconds for the times of one layer")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="results file, or folder to put one in")
+    arguments = parser.parse_args()
+    if why := find("cuda").available().why:
+        parser.error(why)
+    shapes = dict.fromkeys(replace(case, batch=1, density=arguments.density) for case in LAYERS)
+    cases = [
+        (replace(case, batch=batch), pattern)
+        for case, batch, pattern in itertools.product(shapes, arguments.batches, arguments.patterns)
+        if case.inputs % 8 == 0 and case.outputs % 8 == 0
+    ]
+    cases = [(case, pattern) for case, pattern in cases if arguments.only in str(case)]
+    if not cases:
+        parser.error(f"no layer's name contains {arguments.only!r}: they are like {LAYERS[0]}")
+    file = arguments.out
+    if file.is_dir():
+        file = file / f"two-four-cuda-{datetime.now(timezone.utc):%Y-%m-%d}.json"
+    times = partial(graph_times, budget_s=arguments.budget)
+    command = "python -m benchmarks.two_four" + "".join(f" {argument}" for argument in sys.argv[1:])
+    rows = []
+    torch.backends.cudnn.benchmark = True
+    with torch.inference_mode():
+        for case, pattern in tqdm(cases, unit="layer", file=sys.stderr):
+            problem = make_problem(case, pattern, DTYPES[arguments.dtype], "cuda")
+            rows.append(row(case, pattern, problem, times))
+            results.write(results.results(rows, command), file)
+    print(f"written: {file}")
+
+
+if __name__ == "__main__":
+    main()

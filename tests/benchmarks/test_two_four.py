@@ -1,0 +1,57 @@
+"""The benchmark of the 2:4 kernel, with dense results in the kernel's place: there is no GPU to run it."""
+
+import pytest
+import torch
+
+from benchmarks import two_four
+from benchmarks.cases import LayerCase
+from smart_kernels.backends.cuda import CudaBackend
+from smart_kernels.patterns import parse
+from smart_kernels.verify import VerificationError
+
+CASE = LayerCase(16, 32, 3, 1, 6, batch=2, density=0.3)
+
+
+def put_in_place(monkeypatch, factor):
+    def bind(self, packed, geometry, path, scale, bias, relu, affine, tile):
+        def run(x, residual):
+            padding = (geometry.padding[0], geometry.padding[2])
+            weight = packed.dense(path).float()
+            return (torch.nn.functional.conv2d(x.float(), weight, bias.float(), padding=padding) * factor).relu().half()
+
+        return run
+
+    monkeypatch.setattr(CudaBackend, "bind", bind)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "1:4"])
+def test_a_row_holds_the_times_of_all_tiles_and_of_dense(monkeypatch, pattern):
+    put_in_place(monkeypatch, 1)
+    problem = two_four.make_problem(CASE, pattern, torch.float16, "cpu")
+    assert parse(pattern).holds(problem.packed.mask("clean"))
+    row = two_four.row(
+        CASE, pattern, problem, lambda calls: {name: 1.0 for name, call in calls.items() if call() is not None}
+    )
+    assert {"large_us", "flat_us", "small_us", "narrow_us", "chosen_us", "dense_us"} <= set(row)
+    assert row["pattern"] == pattern and row["steps"] >= 1
+
+
+def test_what_computes_something_else_is_not_timed(monkeypatch):
+    put_in_place(monkeypatch, 1.5)
+    problem = two_four.make_problem(CASE, "2:4", torch.float16, "cpu")
+    with pytest.raises(VerificationError, match="nothing was timed"):
+        two_four.row(CASE, "2:4", problem, lambda calls: pytest.fail("timed"))
+
+
+def test_patterns_that_it_cannot_draw_are_refused():
+    with pytest.raises(ValueError, match="accepted are 'unstructured' and N:M"):
+        two_four.random_mask((8, 8, 1, 1), "channel", 0.2, torch.Generator())
+
+
+def test_without_a_gpu_the_command_says_so(monkeypatch, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.setattr("sys.argv", ["two_four"])
+    with pytest.raises(SystemExit):
+        two_four.main()
+    assert capsys.readouterr().err
