@@ -6,7 +6,9 @@ Arguments that both take:
     values, metadata, extra_values, extra_metadata, extra_columns, extra_starts, first_slab: a
         :class:`smart_kernels.packing.two_four.Operand`, of a weight that has checked every index.
     geometry: ``Geometry.numbers``.
-    scale, bias: (K,), float32.
+    scale, bias: (K,), float32; (2, K) if ``order`` is given.
+    order, first: None, or (N,) int32, the samples sorted by path, and (1,) int32, how many run on the first, whose
+        slabs begin at 0; ``first_slab`` is the second's then.
     tile: which of ``TILES``; -1 chooses by the size of the layer.
 
 Both give results in channels_last.
@@ -49,6 +51,8 @@ if missing() is None:
         bias,
         residual,
         relu,
+        order,
+        first,
         tile=-1,
     ):
         return _result(x, geometry)
@@ -68,6 +72,8 @@ if missing() is None:
         bias,
         residual,
         relu,
+        order,
+        first,
         affine_scale,
         affine_bias,
         affine_relu,

@@ -28,7 +28,8 @@ __global__ void __launch_bounds__(Traits::kThreads) two_four(const __grid_consta
 template <class Traits>
 int64_t thread_blocks(const TwoFour& p) {
   const int64_t rows = (p.slabs + Traits::kSlabs - 1) / Traits::kSlabs;
-  return (static_cast<int64_t>(p.pixels) + Traits::kPixels - 1) / Traits::kPixels * rows;
+  // The last tile of the first path's pixels may be cut short: that can make one more.
+  return ((static_cast<int64_t>(p.pixels) + Traits::kPixels - 1) / Traits::kPixels + (p.order != nullptr)) * rows;
 }
 
 template <class Traits>
@@ -127,9 +128,17 @@ TwoFour read(const Tensor& x, const Operand& w, const std::vector<int64_t>& geom
   return p;
 }
 
+// (K,), or (2, K) where samples have their own paths.
 const float* read_channels(const std::optional<Tensor>& tensor, const char* name, const TwoFour& p, const Tensor& x) {
-  if (tensor) check_kind(*tensor, name, x, ScalarType::Float, p.out_channels);
-  return per_channel(tensor, name, p.out_channels);
+  if (!tensor) return nullptr;
+  check_kind(*tensor, name, x, ScalarType::Float, static_cast<int64_t>(p.out_channels) * (p.order ? 2 : 1));
+  return static_cast<const float*>(tensor->const_data_ptr());
+}
+
+const int32_t* read_indices(const std::optional<Tensor>& tensor, const char* name, const Tensor& x, int64_t numel) {
+  if (!tensor) return nullptr;
+  check_kind(*tensor, name, x, ScalarType::Int, numel);
+  return static_cast<const int32_t*>(tensor->const_data_ptr());
 }
 
 const uint16_t* read_words(const Tensor& tensor, const char* name) {
@@ -147,10 +156,13 @@ struct Results {
 // `affine` has second_scale, second_bias and second_relu set. Null: there is no second result.
 Results convolve(const Tensor& x, const Operand& weight, const std::vector<int64_t>& geometry,
                  const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
-                 const std::optional<Tensor>& residual, bool relu, int64_t tile, bool with_second,
+                 const std::optional<Tensor>& residual, bool relu, const std::optional<Tensor>& order,
+                 const std::optional<Tensor>& first, int64_t tile, bool with_second,
                  const std::optional<Tensor>& second_scale, const std::optional<Tensor>& second_bias,
                  bool second_relu) {
   TwoFour p = read(x, weight, geometry);
+  SMART_CHECK(order.has_value() == first.has_value(), "order and first go together: give both, or neither");
+  p.order = read_indices(order, "order", x, p.batch), p.first = read_indices(first, "first", x, 1);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const std::vector<int64_t> shape = {p.batch, p.out_channels, p.out_height, p.out_width};
   const auto empty = [&] {
@@ -192,22 +204,23 @@ Results convolve(const Tensor& x, const Operand& weight, const std::vector<int64
 Tensor sparse_conv2d_two_four(Tensor x, Tensor values, Tensor metadata, Tensor extra_values, Tensor extra_metadata,
                               Tensor extra_columns, Tensor extra_starts, int64_t first_slab,
                               std::vector<int64_t> geometry, std::optional<Tensor> scale, std::optional<Tensor> bias,
-                              std::optional<Tensor> residual, bool relu, int64_t tile) {
+                              std::optional<Tensor> residual, bool relu, std::optional<Tensor> order,
+                              std::optional<Tensor> first, int64_t tile) {
   const Operand w = {values, metadata, extra_values, extra_metadata, extra_columns, extra_starts, first_slab};
-  return convolve(x, w, geometry, scale, bias, residual, relu, tile, false, std::nullopt, std::nullopt, false).y;
+  return convolve(x, w, geometry, scale, bias, residual, relu, order, first, tile, false, std::nullopt, std::nullopt,
+                  false)
+      .y;
 }
 
 // Also returns relu(y * affine_scale + affine_bias).
-std::tuple<Tensor, Tensor> sparse_conv2d_affine_two_four(Tensor x, Tensor values, Tensor metadata, Tensor extra_values,
-                                                         Tensor extra_metadata, Tensor extra_columns,
-                                                         Tensor extra_starts, int64_t first_slab,
-                                                         std::vector<int64_t> geometry, std::optional<Tensor> scale,
-                                                         std::optional<Tensor> bias, std::optional<Tensor> residual,
-                                                         bool relu, Tensor affine_scale, Tensor affine_bias,
-                                                         bool affine_relu, int64_t tile) {
+std::tuple<Tensor, Tensor> sparse_conv2d_affine_two_four(
+    Tensor x, Tensor values, Tensor metadata, Tensor extra_values, Tensor extra_metadata, Tensor extra_columns,
+    Tensor extra_starts, int64_t first_slab, std::vector<int64_t> geometry, std::optional<Tensor> scale,
+    std::optional<Tensor> bias, std::optional<Tensor> residual, bool relu, std::optional<Tensor> order,
+    std::optional<Tensor> first, Tensor affine_scale, Tensor affine_bias, bool affine_relu, int64_t tile) {
   const Operand w = {values, metadata, extra_values, extra_metadata, extra_columns, extra_starts, first_slab};
-  Results results =
-      convolve(x, w, geometry, scale, bias, residual, relu, tile, true, affine_scale, affine_bias, affine_relu);
+  Results results = convolve(x, w, geometry, scale, bias, residual, relu, order, first, tile, true, affine_scale,
+                             affine_bias, affine_relu);
   return {results.y, *results.second};
 }
 
@@ -229,11 +242,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(smart_kernels, m) {
   m.def(
       "sparse_conv2d_two_four(Tensor x, Tensor values, Tensor metadata, Tensor extra_values, Tensor extra_metadata, "
       "Tensor extra_columns, Tensor extra_starts, int first_slab, int[] geometry, Tensor? scale, Tensor? bias, "
-      "Tensor? residual, bool relu, int tile=-1) -> Tensor");
+      "Tensor? residual, bool relu, Tensor? order, Tensor? first, int tile=-1) -> Tensor");
   m.def(
       "sparse_conv2d_affine_two_four(Tensor x, Tensor values, Tensor metadata, Tensor extra_values, "
       "Tensor extra_metadata, Tensor extra_columns, Tensor extra_starts, int first_slab, int[] geometry, "
-      "Tensor? scale, Tensor? bias, Tensor? residual, bool relu, Tensor affine_scale, Tensor affine_bias, "
+      "Tensor? scale, Tensor? bias, Tensor? residual, bool relu, Tensor? order, Tensor? first, Tensor affine_scale, "
+      "Tensor affine_bias, "
       "bool affine_relu, int tile=-1) -> (Tensor, Tensor)");
   m.def("two_four_resources(int tile) -> (int, int)");
 }

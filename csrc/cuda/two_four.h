@@ -27,6 +27,9 @@ struct TwoFour {
   const int32_t* extra_starts;
   const float *scale, *bias;  // null: 1 and 0
   const uint16_t* residual;   // null: none
+  // Null: all samples run on one path. Else the samples sorted by path, and how many run on the first, whose slabs
+  // begin at 0; those at first_slab are the second's then, and so is the second row of scales and biases.
+  const int32_t *order, *first;
   uint16_t* y;
   const float *second_scale, *second_bias;
   uint16_t* second;  // null: there is no second result, y * second_scale + second_bias
@@ -38,9 +41,10 @@ struct TwoFour {
   bool relu, second_relu;
 };
 
-// Where an output pixel's first tap reads: the pixel of all images, and its place in the image, for the bounds.
+// Where an output pixel's first tap reads: the pixel of all images, and its place in the image, for the bounds. And
+// which output pixel it is, -1 if none.
 struct Pixel {
-  int32_t origin, row, column, unused;
+  int32_t origin, row, column, output;
 };
 
 // What eight columns add to that, and their first channel.
@@ -49,13 +53,29 @@ struct Columns {
   bool exist;
 };
 
-SMART_DEVICE Pixel locate_pixel(const TwoFour& p, int pixel) {
-  if (pixel >= p.pixels) return {0, kNowhere, kNowhere, 0};
+// The pixels of a tile, all of one path: from `begin` on, below `end`.
+struct Range {
+  int begin, end;
+  bool second;
+};
+
+SMART_DEVICE Range locate_tile(const TwoFour& p, int tile, int tile_pixels) {
+  if (p.order == nullptr) return {tile * tile_pixels, p.pixels, false};
+  const int of_first = p.first[0] * (p.out_height * p.out_width);
+  const int tiles_of_first = (of_first + tile_pixels - 1) / tile_pixels;
+  if (tile < tiles_of_first) return {tile * tile_pixels, of_first, false};
+  return {of_first + (tile - tiles_of_first) * tile_pixels, p.pixels, true};
+}
+
+// `pixel` counts in the order of samples.
+SMART_DEVICE Pixel locate_pixel(const TwoFour& p, int pixel, int end) {
+  if (pixel >= end) return {0, kNowhere, kNowhere, -1};
   const int of_image = p.out_height * p.out_width;
-  const int image = pixel / of_image, rest = pixel - image * of_image;
+  const int place = pixel / of_image, rest = pixel - place * of_image;
+  const int image = p.order ? p.order[place] : place;
   const int out_row = rest / p.out_width, out_column = rest - out_row * p.out_width;
   const int row = out_row * p.stride_h - p.pad_top, column = out_column * p.stride_w - p.pad_left;
-  return {(image * p.height + row) * p.width + column, row, column, 0};
+  return {(image * p.height + row) * p.width + column, row, column, image * of_image + rest};
 }
 
 SMART_DEVICE Columns locate_columns(const TwoFour& p, int first) {

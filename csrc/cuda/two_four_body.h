@@ -13,7 +13,8 @@ class TwoFourBody {
       : device(device), p(problem), shared(shared), pixels(reinterpret_cast<Pixel*>(shared + Traits::kWorkBytes)) {
     const int tiles = (p.slabs + Traits::kSlabs - 1) / Traits::kSlabs;
     // Neighbouring thread blocks read the same pixels.
-    first_pixel = device.block() / tiles * Traits::kPixels;
+    range = locate_tile(p, device.block() / tiles, Traits::kPixels);
+    first_slab = p.order && !range.second ? 0 : p.first_slab;
     tile_slab = device.block() % tiles * Traits::kSlabs;
     const int warp = device.thread() / 32;
     warp_slab = warp / Traits::kWarpColumns * Traits::kWarpSlabs;
@@ -21,6 +22,7 @@ class TwoFourBody {
   }
 
   SMART_DEVICE void run() {
+    if (range.begin >= range.end) return;  // one tile more was started than there may be, where paths meet
     Sums sums = {};
     locate_pixels();
     multiply(sums);
@@ -45,7 +47,7 @@ class TwoFourBody {
 
   SMART_DEVICE void locate_pixels() {
     for (int i = device.thread(); i < Traits::kPixels; i += Traits::kThreads) {
-      pixels[i] = locate_pixel(p, first_pixel + i);
+      pixels[i] = locate_pixel(p, range.begin + i, range.end);
     }
     device.sync();
   }
@@ -90,7 +92,7 @@ class TwoFourBody {
   // Slabs beyond the last are computed as the last, and not stored.
   SMART_DEVICE int slab_at(int i) const {
     const int slab = tile_slab + warp_slab + i;
-    return p.first_slab + (slab < p.slabs ? slab : p.slabs - 1);
+    return first_slab + (slab < p.slabs ? slab : p.slabs - 1);
   }
 
   SMART_DEVICE Fragment load_fragment(const uint16_t* values, const uint32_t* metadata, int64_t step) const {
@@ -206,19 +208,20 @@ class TwoFourBody {
     constexpr int kParts = Traits::kChannels / kCopyElements;
     for (int i = device.thread(); i < Traits::kPixels * kParts; i += Traits::kThreads) {
       const int pixel = i / kParts, part = i % kParts;
-      const int channel = tile_slab * kSlabChannels + part * kCopyElements;
-      if (first_pixel + pixel >= p.pixels || channel >= p.out_channels) continue;
-      const int64_t index = static_cast<int64_t>(first_pixel + pixel) * p.out_channels + channel;
+      const int channel = tile_slab * kSlabChannels + part * kCopyElements, output = pixels[pixel].output;
+      if (output < 0 || channel >= p.out_channels) continue;
+      const int64_t index = static_cast<int64_t>(output) * p.out_channels + channel;
+      const int of_path = channel + (range.second ? p.out_channels : 0);
       const float* sums = reinterpret_cast<const float*>(shared) + pixel * Traits::kSumFloats + part * kCopyElements;
       float y[kCopyElements];
       SMART_UNROLL
       for (int j = 0; j < kCopyElements; ++j) y[j] = sums[j];
-      scale_and_shift(y, p.scale, p.bias, channel);
+      scale_and_shift(y, p.scale, p.bias, of_path);
       if (p.residual) add(y, p.residual + index);
       if (p.relu) rectify(y);
       write(y, p.y + index);
       if (p.second) {
-        scale_and_shift(y, p.second_scale, p.second_bias, channel);
+        scale_and_shift(y, p.second_scale, p.second_bias, of_path);
         if (p.second_relu) rectify(y);
         write(y, p.second + index);
       }
@@ -262,7 +265,8 @@ class TwoFourBody {
   const TwoFour& p;
   char* const shared;
   Pixel* const pixels;
-  int first_pixel, tile_slab, warp_slab, warp_pixel;
+  Range range;
+  int first_slab, tile_slab, warp_slab, warp_pixel;
 };
 
 }  // namespace smart::cuda

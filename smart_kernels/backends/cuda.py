@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smart_kernels import native, two_four_ops
-from smart_kernels.backends.base import Affine, Backend, NoGradient, Run, Verdict
+from smart_kernels.backends.base import Affine, Backend, NoGradient, Run, SampleRun, Verdict
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.fragments import GROUP, KEPT
 from smart_kernels.packing.two_four import CHANNELS, TwoFourWeight
+
+if TYPE_CHECKING:
+    from smart_kernels.paths import Samples
 
 DTYPES = (torch.float16, torch.bfloat16)
 CAPABILITY = (8, 0)
@@ -73,24 +77,60 @@ class CudaBackend(Backend):
         tile: int = -1,
     ) -> Run:
         """As the base class says; ``tile`` is an index into ``two_four_ops.TILES``, to measure one."""
-        ops = torch.ops.smart_kernels
-        op = (ops.sparse_conv2d_two_four if affine is None else ops.sparse_conv2d_affine_two_four).default
-        scale, bias = (None if each is None else each.float() for each in (scale, bias))
-        last_arguments: tuple[object, ...] = (tile,)
-        if affine is not None:
-            last_arguments = (affine.scale.float(), affine.bias.float(), affine.relu, tile)
-        operand, numbers = packed.operand(path), geometry.numbers
+        call = _bind(packed, geometry, path, scale, bias, relu, affine, tile)
+        return lambda x, residual: call(x, residual, None, None)
 
-        def run(x: Tensor, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
-            if packed.disabled:
-                raise ValueError("corrupt data was loaded into this packed weight: load a good state, or pack it anew")
-            if x.requires_grad and torch.is_grad_enabled():
-                with torch.no_grad():
-                    y = run(x, residual)
-                return NoGradient.apply(x, y) if affine is None else tuple(NoGradient.apply(x, each) for each in y)
-            return op(x, *operand, numbers, scale, bias, residual, relu, *last_arguments)
+    def runs_samples(self, packed: TwoFourWeight) -> bool:
+        return len(packed.paths) == 2
+
+    def bind_samples(
+        self,
+        packed: TwoFourWeight,
+        geometry: Geometry,
+        scale: Tensor | None,
+        bias: Tensor | None,
+        relu: bool,
+        affine: Affine | None = None,
+        tile: int = -1,
+    ) -> SampleRun:
+        call = _bind(packed, geometry, packed.paths[1], scale, bias, relu, affine, tile)
+
+        def run(x: Tensor, residual: Tensor | None, samples: Samples) -> Tensor | tuple[Tensor, Tensor]:
+            return call(x, residual, samples.order, samples.first)
 
         return run
+
+
+def _bind(
+    packed: TwoFourWeight,
+    geometry: Geometry,
+    path: str | float,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    relu: bool,
+    affine: Affine | None,
+    tile: int,
+) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
+    ops = torch.ops.smart_kernels
+    op = (ops.sparse_conv2d_two_four if affine is None else ops.sparse_conv2d_affine_two_four).default
+    scale, bias = (None if each is None else each.float() for each in (scale, bias))
+    last_arguments: tuple[object, ...] = (tile,)
+    if affine is not None:
+        last_arguments = (affine.scale.float(), affine.bias.float(), affine.relu, tile)
+    operand, numbers = packed.operand(path), geometry.numbers
+
+    def run(
+        x: Tensor, residual: Tensor | None, order: Tensor | None, first: Tensor | None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if packed.disabled:
+            raise ValueError("corrupt data was loaded into this packed weight: load a good state, or pack it anew")
+        if x.requires_grad and torch.is_grad_enabled():
+            with torch.no_grad():
+                y = run(x, residual, order, first)
+            return NoGradient.apply(x, y) if affine is None else tuple(NoGradient.apply(x, each) for each in y)
+        return op(x, *operand, numbers, scale, bias, residual, relu, order, first, *last_arguments)
+
+    return run
 
 
 def overfull_share(mask: Tensor) -> float:

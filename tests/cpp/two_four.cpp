@@ -8,7 +8,7 @@ namespace {
 template <class Traits>
 void launch(const TwoFour& p, bool backwards) {
   const int tiles = (p.slabs + Traits::kSlabs - 1) / Traits::kSlabs;
-  const int blocks = (p.pixels + Traits::kPixels - 1) / Traits::kPixels * tiles;
+  const int blocks = ((p.pixels + Traits::kPixels - 1) / Traits::kPixels + (p.order != nullptr)) * tiles;
   for (int block = 0; block < blocks; ++block) {
     ThreadBlock threads(Traits::kThreads, block, Traits::kSharedBytes, backwards);
     threads.run([&](int thread) {

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-Werror"]
 POINTERS = (
-    "x values extra_values metadata extra_metadata extra_columns extra_starts scale bias residual y second_scale "
-    "second_bias second"
+    "x values extra_values metadata extra_metadata extra_columns extra_starts scale bias residual order first y "
+    "second_scale second_bias second"
 )
 NUMBERS = (
     "batch height width channels out_channels out_height out_width pixels kernel_w stride_h stride_w pad_top pad_left "
@@ -51,8 +51,8 @@ def emulated_library() -> ctypes.CDLL:
     return library
 
 
-def run(library, x, operand, geometry, tile, *, scale=None, bias=None, residual=None, relu=False, affine=None,
-        backwards=False):  # fmt: skip
+def run(library, x, operand, geometry, tile, *, scale=None, bias=None, residual=None, relu=False, order=None,
+        first=None, affine=None, backwards=False):  # fmt: skip
     """What the operator does on a GPU, to a path's :class:`smart_kernels.packing.two_four.Operand`.
 
     Returns:
@@ -69,7 +69,7 @@ def run(library, x, operand, geometry, tile, *, scale=None, bias=None, residual=
     second_scale, second_bias, second_relu = affine or (None, None, False)
     tensors = [
         x, operand.values, operand.extra_values, operand.metadata, operand.extra_metadata, operand.extra_columns,
-        operand.extra_starts, scale, bias, residual, results[0], second_scale, second_bias,
+        operand.extra_starts, scale, bias, residual, order, first, results[0], second_scale, second_bias,
         None if affine is None else results[1],
     ]  # fmt: skip
     numbers = [

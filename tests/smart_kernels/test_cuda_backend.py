@@ -14,6 +14,7 @@ from smart_kernels.backends.cuda import CudaBackend, overfull_share
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import TwoFourWeight
 from smart_kernels.packing.two_four import Operand
+from smart_kernels.paths import Samples
 from smart_kernels.two_four_ops import TILES
 
 CUDA = BACKENDS["cuda"]
@@ -33,16 +34,16 @@ def emulated():
     compiled = emulated_library()
 
     def convolve(x, *arguments, affine=None, tile=-1):
-        *tensors, numbers, scale, bias, residual, relu = arguments
+        *tensors, numbers, scale, bias, residual, relu, order, first = arguments
         name = "small" if tile < 0 else TILES[tile]
         return run(compiled, x, Operand(*tensors), Geometry.of_numbers(numbers), name, scale=scale, bias=bias,
-                   residual=residual, relu=relu, affine=affine)  # fmt: skip
+                   residual=residual, relu=relu, order=order, first=first, affine=affine)  # fmt: skip
 
     def plain(*arguments):
-        return convolve(*arguments[:13], tile=arguments[13] if len(arguments) > 13 else -1)
+        return convolve(*arguments[:15], tile=arguments[15] if len(arguments) > 15 else -1)
 
     def affine(*arguments):
-        return convolve(*arguments[:13], affine=arguments[13:16], tile=arguments[16] if len(arguments) > 16 else -1)
+        return convolve(*arguments[:15], affine=arguments[15:18], tile=arguments[18] if len(arguments) > 18 else -1)
 
     library = torch.library.Library("smart_kernels", "IMPL", "CPU")
     library.impl("sparse_conv2d_two_four", plain)
@@ -70,7 +71,7 @@ def test_the_backend_computes_what_dense_does(emulated, path, with_second):
 def test_operators_keep_their_promises(emulated):
     packed, geometry = problem()
     x = torch.rand(1, 16, 4, 4).half()
-    arguments = (x, *packed.operand("adv"), geometry.numbers, torch.rand(32), None, None, True)
+    arguments = (x, *packed.operand("adv"), geometry.numbers, torch.rand(32), None, None, True, None, None)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.smart_kernels.sparse_conv2d_two_four.default, arguments, test_utils=checks)
     torch.library.opcheck(
@@ -98,7 +99,7 @@ def test_results_are_channels_last_on_the_inputs_device():
         *tensors, first_slab = packed.operand("adv")
         weight = [torch.empty(each.shape, dtype=each.dtype, device="cuda") for each in tensors]
         y = torch.ops.smart_kernels.sparse_conv2d_two_four(
-            x, *weight, first_slab, geometry.numbers, None, None, None, False
+            x, *weight, first_slab, geometry.numbers, None, None, None, False, None, None
         )
     assert y.shape == (3, 32, 9, 9) and y.dtype == x.dtype and y.device.type == "cuda"
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -179,3 +180,21 @@ def test_a_swapped_network_runs_on_it(emulated, monkeypatch):
     used = {row["backend"] for row in sparse.report()}
     assert "cuda" in used
     verify(model, sparse, images)
+
+
+@needs_operators
+@pytest.mark.parametrize("choice", [[0, 1, 1, 0, 1], [0] * 5, [1] * 5], ids=str)
+@pytest.mark.parametrize("tile", range(len(TILES)), ids=TILES)
+def test_each_sample_runs_on_its_own_path(emulated, choice, tile):
+    """In one launch, whose tiles hold samples of one path: 45 pixels of five samples fill none of them."""
+    packed, geometry = problem()
+    x, residual = torch.randint(-1, 2, (5, 16, 3, 3)).half(), torch.randint(-2, 3, (5, 32, 3, 3)).half()
+    scale, bias, second_scale, second_bias = torch.randint(-2, 3, (4, 2, 32)).float()
+    affine = Affine(second_scale, second_bias, True)
+    samples = Samples.of(torch.tensor(choice), x)
+    results = CUDA.bind_samples(packed, geometry, scale, bias, True, affine, tile)(x, residual, samples)
+    for i, path in enumerate(choice):
+        of_path = Affine(second_scale[path], second_bias[path], True)
+        call = CUDA.bind(packed, geometry, packed.paths[path], scale[path], bias[path], True, of_path, tile)
+        alone = call(x[i : i + 1], residual[i : i + 1])
+        assert all(torch.equal(y[i : i + 1], expected) for y, expected in zip(results, alone, strict=True))
