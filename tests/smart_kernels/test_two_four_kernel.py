@@ -5,59 +5,19 @@ Numbers are small integers, whose sums 16-bit floats hold: results must be equal
 
 import pytest
 import torch
-import torch.nn.functional as F
 from emulated import emulated_library, needs_compiler, run
+from two_four_cases import CASES, DTYPES, integers, layer, reference
 
-from smart_kernels.backends import BACKENDS
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import TwoFourWeight
 from smart_kernels.two_four_ops import TILES
 
 pytestmark = needs_compiler
-CUDA = BACKENDS["cuda"]
-DTYPES = [torch.float16, torch.bfloat16]
 
 
 @pytest.fixture(scope="module")
 def library():
     return emulated_library()
-
-
-def integers(*shape, largest=1, dtype=torch.float16):
-    return torch.randint(-largest, largest + 1, shape).to(dtype)
-
-
-def layer(shape, density=0.2, dtype=torch.float16, **geometry):
-    """A packed weight of two paths, and its geometry."""
-    weight = integers(*shape, dtype=dtype)
-    packed = TwoFourWeight(weight, {name: torch.rand(shape) < density for name in ("clean", "adv")})
-    return packed, Geometry.of(shape, **geometry)
-
-
-def reference(x, packed, geometry, path, scale=None, bias=None, residual=None, relu=False):
-    top, bottom, left, right = geometry.padding
-    y = F.conv2d(
-        F.pad(x.double(), (left, right, top, bottom)),
-        packed.dense(path).double(),
-        stride=geometry.stride,
-        dilation=geometry.dilation,
-    )
-    for value, apply in ((scale, torch.mul), (bias, torch.add)):
-        y = y if value is None else apply(y, value.double()[:, None, None])
-    y = y if residual is None else y + residual.double()
-    return y.relu() if relu else y
-
-
-CASES = {
-    "3x3": ((64, 32, 3, 3), (2, 9, 7), {"padding": 1}),
-    "3x3, stride 2": ((40, 16, 3, 3), (2, 11, 8), {"padding": 1, "stride": 2}),
-    "1x1": ((72, 136, 1, 1), (1, 6, 5), {}),
-    "1x1, stride 2": ((24, 40, 1, 1), (3, 7, 7), {"stride": 2}),
-    "one pixel": ((136, 8, 3, 3), (5, 1, 1), {"padding": 1}),
-    "5x2, dilated, uneven": ((8, 24, 5, 2), (1, 12, 9), {"padding": (3, 1), "stride": (1, 2), "dilation": (2, 3)}),
-    "padding of same": ((16, 8, 2, 4), (1, 6, 6), {"padding": "same"}),
-    "more padding than input": ((8, 8, 3, 3), (1, 2, 2), {"padding": 4}),
-}
 
 
 @pytest.mark.parametrize("tile", TILES)
@@ -135,28 +95,3 @@ def test_conversions_are_those_of_torch(library, dtype):
     narrowed = torch.tensor([library.narrow(float(v), brain) for v in middle], dtype=torch.int32).to(torch.int16)
     assert torch.equal(narrowed.view(dtype), middle.to(dtype))
     assert library.narrow(float("nan"), brain) & 0x7FFF > (0x7F80 if brain else 0x7C00)
-
-
-@pytest.mark.skipif(not CUDA.available(), reason=CUDA.available().why)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("tile", range(-1, len(TILES)))
-@pytest.mark.parametrize("case", CASES)
-def test_a_gpu_computes_the_same(case, tile, dtype):
-    """Real instructions in the place of emulated ones, also replayed from a CUDA graph on another input."""
-    shape, (n, h, w), arguments = CASES[case]
-    packed, geometry = layer(shape, dtype=dtype, **arguments)
-    packed, x = packed.cuda(), integers(n, shape[1], h, w, dtype=dtype).cuda()
-    scale, bias = integers(2, shape[0], largest=4).cuda()
-    residual = integers(*geometry.output_shape(x.shape), largest=9, dtype=dtype).cuda()
-    call = CUDA.bind(packed, geometry, "adv", scale, bias, True, None, tile)
-
-    def expected():
-        return reference(x, packed, geometry, "adv", scale, bias, residual, True).to(dtype)
-
-    assert torch.equal(call(x, residual), expected())
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = call(x, residual)
-    x.copy_(integers(n, shape[1], h, w, dtype=dtype))
-    graph.replay()
-    assert torch.equal(y, expected())
