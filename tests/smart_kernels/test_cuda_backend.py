@@ -8,7 +8,7 @@ from emulated import emulated_library, run
 from networks import TwoPaths
 from torch._subclasses import FakeTensorMode
 
-from smart_kernels import native, swap, two_four_ops, verify
+from smart_kernels import load, native, save, swap, two_four_ops, verify
 from smart_kernels.backends import BACKENDS, Affine, Verdict
 from smart_kernels.backends.cuda import CudaBackend, overfull_share
 from smart_kernels.geometry import Geometry
@@ -171,15 +171,21 @@ def test_masks_that_overflow_much_are_left_to_others():
 
 
 @needs_operators
-def test_a_swapped_network_runs_on_it(emulated, monkeypatch):
-    """All the way from the planner, as on a GPU; layers it cannot run stay dense."""
+def test_a_swapped_network_runs_on_it(emulated, monkeypatch, tmp_path):
+    """All the way from the planner, as on a GPU, and back from a file; layers it cannot run stay dense."""
     monkeypatch.setattr(CudaBackend, "supports", lambda self, geometry, dtype, device: self.computes(geometry, dtype))
     model = TwoPaths().eval().half()
     images = torch.rand(2, 1, 9, 9).half()
     sparse = swap(model, images, backend="cuda")
-    used = {row["backend"] for row in sparse.report()}
-    assert "cuda" in used
+    assert "cuda" in {row["backend"] for row in sparse.report()}
     verify(model, sparse, images)
+    with torch.inference_mode():
+        apart = [sparse(images, path=path) for path in ("adv", "clean")]
+        together = sparse(images, path=torch.tensor([1, 0]))
+        torch.testing.assert_close(together, torch.stack([apart[0][0], apart[1][1]]), rtol=1e-2, atol=1e-2)
+        save(sparse, tmp_path / "net.safetensors")
+        again = load(tmp_path / "net.safetensors")
+        torch.testing.assert_close(again(images, path="adv"), apart[0], rtol=1e-2, atol=1e-2)
 
 
 @needs_operators
