@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smart.layers import DualBatchNorm2d, Lambdas, SmartConv2d, conv_like
+from smart.lambdas import LAMBDAS, Lambdas
+from smart.layers import DualBatchNorm2d, SmartConv2d, conv_like
 from smart_kernels import paths
 from smart_kernels.paths import PATHS, OnePath
 
-# That OAT was trained at, and the length of the code of each.
-LAMBDAS = (0.0, 0.1, 0.2, 0.3, 0.4, 1.0)
-CODE_LENGTH = 128
+CODE_LENGTH = 128  # of a lambda, as published
 
 
 class SwitchedBatchNorm2d(DualBatchNorm2d):
@@ -44,8 +43,13 @@ class LambdaCode(nn.Module):
         orthogonal, _ = torch.linalg.qr(torch.randn(CODE_LENGTH, CODE_LENGTH))
         self.register_buffer("codes", orthogonal[: len(LAMBDAS)].clone())
 
-    def forward(self, at: Tensor) -> Tensor:
-        """(N,) lambdas -> (N, 128)."""
+    def forward(self, at: float | Tensor) -> Tensor:
+        """A lambda, or (N,) of them -> (1, 128) or (N, 128)."""
+        if not isinstance(at, Tensor):
+            # In numbers of Python: nothing is sent to the device.
+            place = sum(at >= knot for knot in LAMBDAS[1:-1])
+            left, right = LAMBDAS[place : place + 2]
+            return torch.lerp(self.codes[place], self.codes[place + 1], (at - left) / (right - left))[None]
         knots = torch.tensor(LAMBDAS, device=at.device)
         right = torch.searchsorted(knots, at).clamp(1, len(LAMBDAS) - 1)
         share = (at - knots[right - 1]) / (knots[right] - knots[right - 1])
@@ -71,11 +75,8 @@ class Film(nn.Module):
 
     def affine(self, path: OnePath | Lambdas) -> tuple[Tensor, Tensor]:
         """Scale and shift, (N, C) each; N is 1 where the whole batch has one lambda."""
-        if isinstance(path, Lambdas):
-            at = path.values
-        else:
-            at = self.code.codes.new_tensor([_lambda(path)], dtype=torch.float32)
-        scale, shift = F.leaky_relu(self.mlp(self.code(at))).chunk(2, dim=1)
+        code = self.code(path.values if isinstance(path, Lambdas) else _lambda(path))
+        scale, shift = F.leaky_relu(self.mlp(code)).chunk(2, dim=1)
         return scale, shift
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,8 +151,7 @@ class NoisySmartConv2d(SmartConv2d):
         return noisy
 
     def _theta(self, path: OnePath) -> Tensor:
-        live = self.weight.detach()[self.masks[path] if isinstance(path, str) else self.union()]
-        return with_noise(self.weight, self.alpha, _lambda(path), live)
+        return with_noise(self.weight, self.alpha, _lambda(path), self.union())
 
 
 def _new_alpha(conv: nn.Conv2d) -> nn.Parameter:
@@ -159,14 +159,25 @@ def _new_alpha(conv: nn.Conv2d) -> nn.Parameter:
 
 
 def with_noise(theta: Tensor, alpha: Tensor, at: float, live: Tensor | None = None) -> Tensor:
-    """theta + at * alpha * eta, where eta ~ N(0, std^2), std that of ``live`` (default: of all of ``theta``).
+    """theta + at * alpha * eta, where eta ~ N(0, std^2) and std is the deviation of theta.
 
-    Gradients reach theta and alpha; the deviation and eta count as constants. eta follows torch's global random state.
+    Gradients reach theta and alpha; std and eta count as constants. eta follows torch's global random state.
+
+    Args:
+        live: mask of the weights whose deviation it is; default: all.
     """
     if at == 0:
         return theta
-    deviation = (theta.detach() if live is None else live).std(correction=0)
-    return theta + at * alpha * (deviation * torch.randn_like(theta))
+    return theta + at * alpha * (_deviation(theta.detach(), live) * torch.randn_like(theta))
+
+
+def _deviation(theta: Tensor, live: Tensor | None) -> Tensor:
+    if live is None:
+        return theta.std(correction=0)
+    # Sums over all weights: picking the live ones would make a GPU wait to learn how many there are.
+    count = live.sum()
+    centred = (theta - (theta * live).sum() / count) * live
+    return (centred.square().sum() / count).sqrt()
 
 
 def conditioned_norms(net: nn.Module, names: Iterable[str], stages: Iterable[str]) -> set[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from smart.lambdas import Lambdas
 from smart_kernels import paths
 from smart_kernels.paths import PATHS
 
@@ -168,29 +168,6 @@ class DualBatchNorm2d(nn.Module):
         if isinstance(path, str):
             return self.norms[path](x)
         return (1 - path) * self.norms["clean"](x) + path * self.norms["adv"](x)
-
-
-@dataclass(frozen=True, eq=False)
-class Lambdas:
-    """A lambda for each image of a batch: a path that networks with FiLM layers take, and that OAT trains by.
-
-    Attributes:
-        values: (N,), float in [0, 1]; the images at 0 come first.
-        clean: how many are at 0, known without asking the device.
-    """
-
-    values: Tensor
-    clean: int
-
-    def attacked(self) -> Lambdas:
-        """Those above 0."""
-        return Lambdas(self.values[self.clean :], 0)
-
-    def checked(self, x: Tensor) -> Lambdas:
-        """Raises ValueError unless there is one for each image of ``x``."""
-        if self.values.shape != x.shape[:1]:
-            raise ValueError(f"path holds {len(self.values)} lambdas: give one for each of the {len(x)} images")
-        return self
 
 
 class SmartNet(nn.Module):

@@ -13,9 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from smart.conditioning import LAMBDAS
 from smart.config import TrainConfig
-from smart.layers import Lambdas
+from smart.lambdas import Lambdas, draw_lambdas
 from smart.mask_plan import MaskPlan
 from smart.objectives import (
     SmartLoss,
@@ -115,15 +114,6 @@ def _oat(model: nn.Module, batch: Batch) -> SmartLoss:
     lambdas = draw_lambdas(len(batch.x), batch.generator, batch.x.device)
     adv = batch.attack(batch.x[lambdas.clean :], batch.y[lambdas.clean :], lambdas.attacked())
     return oat_loss(model, batch.x, adv, batch.y, lambdas)
-
-
-def draw_lambdas(count: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Lambdas:
-    """A lambda for each image, as OAT's published code draws them: a sixth, rounded up, at 0; the others evenly from
-    the rest of ``LAMBDAS``."""
-    clean = -(-count // len(LAMBDAS))
-    drawn = torch.randint(1, len(LAMBDAS), (count - clean,), generator=generator)
-    values = torch.cat([torch.zeros(clean), torch.tensor(LAMBDAS)[drawn]])
-    return Lambdas(values.to(device), clean)
 
 
 METHODS: dict[str, Method] = {

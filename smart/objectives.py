@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smart.layers import Lambdas, kept_statistics
+from smart.lambdas import Lambdas
+from smart.layers import kept_statistics
 
 
 class SmartLoss(NamedTuple):

@@ -19,7 +19,8 @@ from smart.costs import nonzeros
 from smart.data import ImageData, batches
 from smart.evaluate import evaluate
 from smart.fit import check_fit
-from smart.layers import Lambdas, SmartNet
+from smart.lambdas import Lambdas
+from smart.layers import SmartNet
 from smart.methods import Batch, check_dial, find_method
 from smart.objectives import SmartLoss
 from smart.rewire import Rewirer, check_method

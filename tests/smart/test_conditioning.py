@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from smart.conditioning import (
-    LAMBDAS,
     Film,
     FilmNorm,
     LambdaCode,
@@ -17,7 +16,8 @@ from smart.conditioning import (
     SwitchedBatchNorm2d,
     with_noise,
 )
-from smart.layers import Lambdas, SmartConv2d
+from smart.lambdas import LAMBDAS, Lambdas
+from smart.layers import SmartConv2d
 from smart_kernels import paths
 
 
@@ -28,6 +28,9 @@ def test_codes_are_orthogonal_and_mixed_between_neighbours():
     assert torch.equal(rows, code.codes)
     assert torch.allclose(rows @ rows.T, torch.eye(6), atol=1e-5)
     assert torch.allclose(code(torch.tensor([0.15, 0.7])), (rows[[1, 4]] + rows[[2, 5]]) / 2, atol=1e-6)
+    for at in (*LAMBDAS, 0.05, 0.15, 0.7):
+        assert torch.allclose(code(at), code(torch.tensor([at])), atol=1e-6)
+    assert all(torch.equal(code(at)[0], row) for at, row in zip(LAMBDAS, rows, strict=True))
 
 
 def test_film_scales_and_shifts_channels_by_lambda():

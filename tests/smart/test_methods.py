@@ -13,14 +13,15 @@ from torch import nn
 import smart_kernels
 from smart.attacks import pgd
 from smart.checkpoint import CheckpointError, dense_state, load_checkpoint, load_into, read_checkpoint, save_checkpoint
-from smart.conditioning import LAMBDAS, NoisyConv2d, NoisySmartConv2d
+from smart.conditioning import NoisyConv2d, NoisySmartConv2d
 from smart.config import TrainConfig
 from smart.conversion import convert
 from smart.costs import macs, nonzeros
 from smart.dial import trade_off
 from smart.evaluate import evaluate
-from smart.layers import Lambdas, SmartConv2d, smart_convs
-from smart.methods import METHODS, draw_lambdas, read_plan
+from smart.lambdas import LAMBDAS, Lambdas, draw_lambdas
+from smart.layers import SmartConv2d, smart_convs
+from smart.methods import METHODS, read_plan
 from smart.models import build, create_model
 from smart.train import train
 from smart.twin import DenseTwin
@@ -256,10 +257,14 @@ def test_swapped_networks_compute_the_same_at_every_lambda(method):
     model, x = settled(method), torch.rand(4, 1, 8, 8)
     sparse = smart_kernels.swap(model, x, measure=False)
     assert sparse.paths == ("clean", "adv") and sparse.uncaptured is None
+    assert smart_kernels.verify(model, sparse, x).keys() == {"clean", "adv"}
     with torch.no_grad():
-        for path in ("clean", "adv", 0.15, 0.7, torch.tensor([1, 0, 0, 1])):
-            assert smart_kernels.verify(model, sparse, x)
-            assert torch.allclose(sparse(x, path=path), model(x, path=path), atol=1e-5), path
+        for path in ("clean", "adv", 0.15, 0.7, ("adv", 0.3, "clean"), torch.tensor([1, 0, 0, 1])):
+            expected = model(x, path=path)
+            assert torch.allclose(sparse(x, path=path), expected, atol=1e-5), path
+            if not isinstance(path, torch.Tensor):
+                twin = smart_kernels.dense_twin(sparse, path)
+                assert torch.allclose(twin(x), expected, atol=1e-5), path
 
 
 @pytest.mark.parametrize("method", NOISY)

@@ -9,7 +9,7 @@ from small import make_model
 from torch import Tensor, nn
 
 from smart.attacks import pgd
-from smart.layers import Lambdas
+from smart.lambdas import Lambdas
 from smart.objectives import adversarial_loss, dial_loss, oat_loss, smart_loss, standard_loss, trades_loss
 
 

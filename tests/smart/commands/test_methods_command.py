@@ -70,6 +70,11 @@ def test_swaps_or_says_why_not(folders, smart, tmp_path):
     assert_refused(refused, 1, "cannot be swapped: it adds noise to its weights")
 
 
+def test_exports_film(folders, smart, tmp_path):
+    code, out, err = smart("export", folders / "oat" / "best.safetensors", "--out", tmp_path / "m.pt2")
+    assert code == 0 and "largest relative error" in out, err
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
