@@ -1,12 +1,13 @@
-"""What a network could gain on a GPU at most: ``python -m benchmarks.roofline resnet34 --pattern block:64x16``.
+"""What a network could gain on a GPU: ``python -m benchmarks.roofline resnet34 --pattern block:64x16``.
 
 Each fused layer has two floors: its arithmetic at the peak of what multiplies it, and the bytes it must read and write
 at the bandwidth of the memory, each once. The larger one is its time at best; nothing here was measured. Peaks come
 from the makers' data sheets (``gpus.json``), from the command line, or from what ``benchmarks.ground`` measured.
 
 The expected time divides the floors by efficiencies and adds what it takes to start a kernel: assumptions, given on the
-command line too. The bound of the speed-up is the ratio of the floors of all layers: layer by layer, so that
-activations pass through the memory between layers. Networks that fuse layers can beat it.
+command line too. The bound is the ratio of the floors of all layers: what perfect kernels gain over perfect dense ones,
+layer by layer, with activations that pass through the memory between layers. Kernels that reach less of the peak of
+arithmetic than of the memory's, networks that fuse layers, and activations that stay in the L2 cache can beat it.
 """
 
 from __future__ import annotations
@@ -234,7 +235,7 @@ def table(result: dict[str, Any]) -> str:
     numbers = [f"{result['dense_us']:.1f}", "", "", "", f"{result['expected_us']:.1f}", f"{result['bound']:.2f}x"]
     lines.append(["all", *numbers])
     note = (
-        f"all layers: {result['dense_us']:.1f} us dense and {result['us']:.1f} us sparse at best, at most "
+        f"all layers: {result['dense_us']:.1f} us dense and {result['us']:.1f} us sparse at best: a bound of "
         f"{result['bound']:.2f}x; {result['expected']:.2f}x expected. Computed, not measured."
     )
     return f"{align(lines, left=1)}\n{note}"

@@ -104,7 +104,7 @@ def test_the_command_prints_and_writes(capsys, tmp_path):
     printed = capsys.readouterr().out
     content = json.loads(file.read_text())
     assert content["gpu"] == {"tflops": 312.0, "plain_tflops": 19.5, "terabytes_per_s": 2.039}
-    assert f"at most {content['bound']:.2f}x" in printed and "Computed, not measured." in printed
+    assert f"a bound of {content['bound']:.2f}x" in printed and "Computed, not measured." in printed
     assert [line.split()[0] for line in printed.splitlines()[1:-2]] == [row["layer"] for row in content["layers"]]
 
     ground = tmp_path / "ground.json"
