@@ -19,3 +19,9 @@ def poisoned():
     assert torch.isnan(torch.empty(64)).all()
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def fresh_compiler():
+    """Forgets what other tests compiled: torch refuses to compile the same code more than a few times."""
+    torch._dynamo.reset()

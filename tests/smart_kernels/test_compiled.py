@@ -14,7 +14,7 @@ from smart_kernels.verify import relative_error
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_inductor_compiles_it_into_one_graph(images, backend):
+def test_inductor_compiles_it_into_one_graph(fresh_compiler, images, backend):
     sparse = swap(Small().eval(), images, backend=backend)
     compiled = torch.compile(sparse, fullgraph=True)
     for x in (images, torch.rand(7, 1, 9, 9)):

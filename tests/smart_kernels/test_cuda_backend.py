@@ -82,7 +82,7 @@ def test_operators_keep_their_promises(emulated):
 
 
 @needs_operators
-def test_a_compiled_graph_holds_the_operator(emulated):
+def test_a_compiled_graph_holds_the_operator(fresh_compiler, emulated):
     packed, geometry = problem()
     run_path = CUDA.bind(packed, geometry, "clean", None, None, True)
     compiled = torch.compile(lambda x: run_path(x, None), fullgraph=True, backend="aot_eager")

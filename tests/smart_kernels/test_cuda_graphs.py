@@ -249,7 +249,7 @@ def test_threads_share_graphs(cuda, sparse, images):
     assert not wrong
 
 
-def test_torch_compile_sees_no_graphs(cuda, sparse, images):
+def test_torch_compile_sees_no_graphs(fresh_compiler, cuda, sparse, images):
     sparse.capture(images, "clean")
     before = replays(cuda)
     compiled = torch.compile(sparse, backend="eager", fullgraph=True)

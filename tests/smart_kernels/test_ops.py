@@ -174,7 +174,7 @@ def test_an_unknown_instruction_set_is_refused(weight, masks):
 
 
 @needs_library
-def test_it_compiles_into_one_graph(weight, masks):
+def test_it_compiles_into_one_graph(fresh_compiler, weight, masks):
     packed = pack(weight, masks, "unstructured")
 
     def network(x):

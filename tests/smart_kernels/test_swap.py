@@ -292,7 +292,7 @@ def test_bfloat16_weights_take_half_the_memory(model, images, runs_programs, tmp
         assert torch.equal(load(tmp_path / "m.safetensors")(x), sparse(x))
 
 
-def test_it_compiles_into_one_graph(images):
+def test_it_compiles_into_one_graph(fresh_compiler, images):
     sparse = swap(TwoPaths().eval(), images)
     compiled = torch.compile(sparse, fullgraph=True, backend="aot_eager")
     for path in ("clean", "adv"):

@@ -141,7 +141,7 @@ def layer():
 
 
 @pytest.mark.parametrize("splits", [False, True])
-def test_a_compiled_graph_holds_the_kernels_themselves(layer, splits, monkeypatch):
+def test_a_compiled_graph_holds_the_kernels_themselves(fresh_compiler, layer, splits, monkeypatch):
     schedule = Schedule(128, 64, 4, 3, splits=2 if splits else 1)
     monkeypatch.setattr(schedules, "find", lambda *_: schedule)
     graphs = []
