@@ -14,7 +14,7 @@ from smart.cards import read_card
 from smart.checkpoint import load_checkpoint
 from smart.costs import macs, nonzeros
 from smart.runs import RunFolder
-from smart_kernels.files import replacing
+from smart_kernels.files import write_rows
 
 # Columns of a row, and what they are called; the accuracies are in [0, 1].
 COLUMNS = {
@@ -74,10 +74,7 @@ class Comparison:
         Raises:
             OSError: the file cannot be written.
         """
-        with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(COLUMNS))
-            writer.writeheader()
-            writer.writerows(self.rows)
+        write_rows(path, self.rows, COLUMNS)
 
 
 def compare_runs(folders: Sequence[str | Path]) -> Comparison:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from smart.attacks import check_eps
 from smart.data import ImageData
 from smart.evaluate import evaluate
 from smart.named_attacks import attack_steps
-from smart_kernels.files import replacing
+from smart_kernels.files import write_rows
 from smart_kernels.paths import PATHS
 
 # From no attack to one that may change every pixel to anything, in units of the radius of the training.
@@ -48,11 +47,7 @@ class Curves(Curve):
         Raises:
             OSError: the file cannot be written.
         """
-        rows = self.rows()
-        with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(path, self.rows())
 
 
 def robustness_curves(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from smart.costs import alive_at, macs_at
 from smart.data import ImageData
 from smart.evaluate import evaluate
 from smart.layers import SmartNet
-from smart_kernels.files import replacing
+from smart_kernels.files import write_rows
 from smart_kernels.paths import Path as ExpertPath
 from smart_kernels.paths import resolve
 
@@ -54,10 +53,7 @@ class TradeOff(list[dict[str, Any]]):
             OSError: the file cannot be written.
         """
         rows = [{**row, "path": _word(row["path"]), **self.settings} for row in self]
-        with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(path, rows)
 
 
 def positions(

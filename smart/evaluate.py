@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from smart.data import ImageData, as_floats
 from smart.layers import eval_mode
 from smart.named_attacks import attack_steps, check_attack, run_attack
 from smart.seeds import derive_seed, seeded
-from smart_kernels.files import replacing
+from smart_kernels.files import write_rows
 from smart_kernels.paths import PATHS, resolve
 
 
@@ -65,11 +64,7 @@ class Evaluation(dict[str, dict[str, float]]):
         Raises:
             OSError: the file cannot be written.
         """
-        rows = self.rows()
-        with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(path, self.rows())
 
 
 def evaluate(

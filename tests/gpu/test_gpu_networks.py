@@ -34,25 +34,26 @@ def test_captured_networks_compute_what_the_original_does(model, images):
 def test_replays_wait_for_nothing_on_the_host(model, images):
     sparse = smart_kernels.swap(model, images, measure=False).capture(images)
     with torch.inference_mode():
+        expected = {path: sparse(images, path=path) for path in sparse.paths}
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
+        torch.cuda.set_sync_debug_mode("error")  # raises where the host waits
         try:
-            for path in sparse.paths:
-                sparse(images, path=path)
+            results = {path: sparse(images, path=path) for path in sparse.paths}
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(results[path], expected[path]) for path in sparse.paths)
 
 
 def test_eager_calls_wait_for_nothing_on_the_host(model, images):
     sparse = smart_kernels.swap(model, images, measure=False)
     with torch.inference_mode():
-        for path in sparse.paths:
-            sparse(images, path=path)
-        torch.cuda.set_sync_debug_mode("error")
+        expected = {path: sparse(images, path=path) for path in sparse.paths}
+        torch.cuda.set_sync_debug_mode("error")  # raises where the host waits
         try:
-            sparse(images)
+            results = {path: sparse(images, path=path) for path in sparse.paths}
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(results[path], expected[path]) for path in sparse.paths)
 
 
 def test_replays_on_two_streams_do_not_mix(model, images):
