@@ -17,17 +17,15 @@ and ``rows`` which of them a path keeps: bit j of the first path and bit ``MAX_R
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smart_kernels.packing.base import PackedWeight, check_masked_weight
+from smart_kernels.packing.base import check_masked_weight
+from smart_kernels.packing.segments import SEGMENTS, SegmentedWeight
 
-SEGMENTS = 3
-MAX_MIXES = 4  # mixed value sets kept at once: each costs as much as the values themselves
 MAX_ROWS = 8  # of blocks in a tile, so that the bits of both paths fit 16
 MAX_CODES = 2**31 - 1  # codes are int32
 # Tensor cores take 16 numbers of a sum at a time; 64 outputs are the smallest tile of Hopper's fast instructions.
@@ -37,7 +35,7 @@ FINEST = 16
 TILE = 64
 
 
-class BlockWeight(PackedWeight):
+class BlockWeight(SegmentedWeight):
     """The format the module's docstring describes.
 
     Blocks are the largest whose weights live or die together on every path; masks without any regularity get blocks
@@ -61,7 +59,6 @@ class BlockWeight(PackedWeight):
         if self.codes_per_tile > MAX_CODES:
             raise ValueError(f"a weight of shape {self.shape} has more taps and input channels than a code can name")
         self.disabled = False
-        self._mixes: OrderedDict[float, Tensor] = OrderedDict()
 
         # (tiles, rows of blocks, codes) of each path.
         first, second = (self._by_item(_kept_blocks(mask, self.block)) for mask in (first, second))
@@ -101,34 +98,15 @@ class BlockWeight(PackedWeight):
         """How many codes there are: slabs of input channels times taps."""
         return -(-self.shape[1] // self.block[1]) * self.shape[2] * self.shape[3]
 
-    def segment_range(self, path: str | float) -> tuple[int, int]:
-        """The segments (first, last) of each tile that a path runs over."""
-        if isinstance(path, float):
-            return 0, SEGMENTS
-        if path not in self.paths:
-            raise ValueError(f"unknown path {path!r}: this weight has {self.paths}")
-        if len(self.paths) == 1:
-            return 0, SEGMENTS
-        return (0, 2) if path == self.paths[0] else (1, SEGMENTS)
-
     def items_per_tile(self, path: str | float) -> int:
         """Items a path has in an average tile, rounded up."""
         first, last = self.segment_range(path)
         return -(-sum(self._lengths[first:last]) // self.tiles)
 
-    def path_values(self, path: str | float) -> Tensor:
-        """The values (blocks, out, in) a path multiplies by: the stored ones, or for a lambda the mix of both paths."""
-        if not isinstance(path, float):
-            return self.values
-        mixed = self._mixes.get(path)
-        if mixed is None or mixed.device != self.values.device or mixed.dtype != self.values.dtype:
-            _, _, _, of_first, of_second = self._positions()
-            coefficient = torch.where(of_first & of_second, 1.0, torch.where(of_first, 1 - path, path))
-            mixed = self.values * coefficient.to(self.values.dtype)[:, None, None]
-            self._mixes[path] = mixed
-            while len(self._mixes) > MAX_MIXES:
-                self._mixes.popitem(last=False)
-        return mixed
+    def _mix(self, path: float) -> Tensor:
+        _, _, _, of_first, of_second = self._positions()
+        coefficient = torch.where(of_first & of_second, 1.0, torch.where(of_first, 1 - path, path))
+        return self.values * coefficient.to(self.values.dtype)[:, None, None]
 
     def dense(self, path: str | float) -> Tensor:
         return self._scatter(self.path_values(path), path)
@@ -142,7 +120,7 @@ class BlockWeight(PackedWeight):
         self.disabled = True
 
     def validate(self) -> None:
-        self._mixes.clear()  # the values may be new ones
+        super().validate()
         self.disabled = False
         if self.values.dim() != 3 or tuple(self.values.shape[1:]) != self.block:
             raise ValueError(f"the values have shape {tuple(self.values.shape)}: blocks of {self.block} are needed")

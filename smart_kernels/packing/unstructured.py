@@ -15,16 +15,14 @@ twice:
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from smart_kernels.packing.base import PackedWeight, check_masked_weight
+from smart_kernels.packing.base import check_masked_weight
+from smart_kernels.packing.segments import SEGMENTS, SegmentedWeight
 
-SEGMENTS = 3
-MAX_MIXES = 4  # mixed value sets kept at once: each costs as much as the values themselves
 MAX_TAPS = 2**15  # the largest code is an int16
 
 
@@ -37,7 +35,7 @@ def slab_channels(in_channels: int, taps: int) -> int:
     return max(1, min(in_channels, 64, max(144, min(taps * 4, 256)) // taps))
 
 
-class UnstructuredWeight(PackedWeight):
+class UnstructuredWeight(SegmentedWeight):
     """The format the module's docstring describes."""
 
     format = "unstructured"
@@ -49,7 +47,6 @@ class UnstructuredWeight(PackedWeight):
         if r * s > MAX_TAPS:
             raise ValueError(f"a kernel of {r}x{s} taps is too large for this format: at most {MAX_TAPS} taps")
         self.slab_channels = slab_channels(c, r * s)
-        self._mixes: OrderedDict[float, Tensor] = OrderedDict()
 
         weight = weight.detach()
         first, second = (masks[self.paths[i]] for i in (0, -1))
@@ -71,28 +68,9 @@ class UnstructuredWeight(PackedWeight):
         """Rows of the stream: slabs times K."""
         return -(-self.shape[1] // self.slab_channels) * self.shape[0]
 
-    def segment_range(self, path: str | float) -> tuple[int, int]:
-        """The segments (first, last) of each row that a path runs over."""
-        if isinstance(path, float):
-            return 0, SEGMENTS
-        if path not in self.paths:
-            raise ValueError(f"unknown path {path!r}: this weight has {self.paths}")
-        if len(self.paths) == 1:
-            return 0, SEGMENTS
-        return (0, 2) if path == self.paths[0] else (1, SEGMENTS)
-
-    def path_values(self, path: str | float) -> Tensor:
-        """The values (nnz,) a path multiplies by: the stored ones, or for a lambda the mix of both paths."""
-        if not isinstance(path, float):
-            return self.values
-        mixed = self._mixes.get(path)
-        if mixed is None or mixed.device != self.values.device or mixed.dtype != self.values.dtype:
-            coefficients = self.values.new_tensor([1 - path, 1.0, path]).repeat(self.rows)
-            mixed = self.values * coefficients.repeat_interleave(self._segment_lengths())
-            self._mixes[path] = mixed
-            while len(self._mixes) > MAX_MIXES:
-                self._mixes.popitem(last=False)
-        return mixed
+    def _mix(self, path: float) -> Tensor:
+        coefficients = self.values.new_tensor([1 - path, 1.0, path]).repeat(self.rows)
+        return self.values * coefficients.repeat_interleave(self._segment_lengths())
 
     def dense(self, path: str | float) -> Tensor:
         first, last = self.segment_range(path)
@@ -121,7 +99,7 @@ class UnstructuredWeight(PackedWeight):
         self.segments.fill_(-1)
 
     def validate(self) -> None:
-        self._mixes.clear()  # the values may be new ones
+        super().validate()
         k, c, r, s = self.shape
         if self.values.dim() != 1 or self.codes.shape != self.values.shape:
             raise ValueError(f"{self.codes.numel()} codes for {self.values.numel()} values: as many are needed")
