@@ -290,9 +290,11 @@ class SparseModel(nn.Module):
 
 
 def _may_run_programs(x: Tensor) -> bool:
-    """Whether a program may take this input: it has no gradients, and is no part of a larger graph."""
+    """Whether a program may take this input: one dtype, no gradients, and no part of a larger graph."""
     follows = x.requires_grad and torch.is_grad_enabled()
-    return x.dim() == 4 and x.dtype in DTYPES and not follows and not torch.compiler.is_compiling()
+    if follows or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    return x.dim() == 4 and x.dtype in DTYPES
 
 
 def _place(conv: SparseConv2d) -> tuple[torch.device, torch.dtype]:

@@ -78,7 +78,7 @@ class Program(nn.Module):
             if len(self._handles) >= MAX_BOUND:
                 self._handles.clear()
             handle = self._handles[path] = self._create(path)
-        if inputs[0].dtype == torch.float32:
+        if all(x.dtype == torch.float32 for x in inputs):
             return torch.ops.smart_kernels.program_run(handle.number, inputs)
         results = torch.ops.smart_kernels.program_run(handle.number, [x.float() for x in inputs])
         return [y.to(inputs[0].dtype) for y in results]

@@ -78,6 +78,8 @@ class CpuBackend(Backend):
         numbers, slab_channels, (first, last) = geometry.numbers, packed.slab_channels, packed.segment_range(path)
 
         def run(x: Tensor, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+            if _is_reduced(x, residual) and torch.is_autocast_enabled("cpu"):
+                return run_in_float32(x, residual)  # as torch casts the operands of its own convolutions
             if x.requires_grad and torch.is_grad_enabled():
                 with torch.no_grad():
                     y = run(x, residual)
@@ -86,11 +88,12 @@ class CpuBackend(Backend):
                 x, values, codes, segments, numbers, slab_channels, first, last, scale, bias, residual, *last_arguments
             )
 
-        if values.dtype == torch.float32:
-            return run
-
         def run_in_float32(x: Tensor, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
             y = run(x.float(), None if residual is None else residual.float())
             return y.to(x.dtype) if affine is None else tuple(each.to(x.dtype) for each in y)
 
-        return run_in_float32
+        return run if values.dtype == torch.float32 else run_in_float32
+
+
+def _is_reduced(x: Tensor, residual: Tensor | None) -> bool:
+    return x.dtype != torch.float32 or (residual is not None and residual.dtype != torch.float32)

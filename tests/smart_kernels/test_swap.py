@@ -292,6 +292,28 @@ def test_bfloat16_weights_take_half_the_memory(model, images, runs_programs, tmp
         assert torch.equal(load(tmp_path / "m.safetensors")(x), sparse(x))
 
 
+@pytest.mark.parametrize("runs_programs", [False, True], ids=["layer by layer", "programs"])
+def test_it_runs_under_autocast(runs_programs):
+    class Mixed(nn.Module):
+        """Autocast gives the second convolution bfloat16, and the third a sum of it and float32."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+
+        def forward(self, x):
+            y = self.b(torch.matmul(x, x.new_ones(6, 6) / 6))
+            return self.c(self.a(x) + y) + y
+
+    model, x = Mixed().eval(), torch.rand(2, 3, 6, 6)
+    for conv in (model.a, model.b, model.c):
+        conv.weight.data.mul_(torch.rand_like(conv.weight) < 0.3)
+    sparse = swap(model, x, BACKENDS[-1], measure=False)
+    sparse.runs_programs = runs_programs
+    with torch.no_grad(), torch.autocast("cpu"):
+        assert relative_error(sparse(x), model(x)) < 3e-2
+
+
 def test_it_compiles_into_one_graph(fresh_compiler, images):
     sparse = swap(TwoPaths().eval(), images)
     compiled = torch.compile(sparse, fullgraph=True, backend="aot_eager")
