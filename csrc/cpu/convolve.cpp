@@ -31,6 +31,14 @@ int64_t choose_out_chunk(Job job, int64_t width, int64_t threads) {
   return job.out_chunk;
 }
 
+Reads reads_of(const Plan& plan) {
+  return {plan.tile,          static_cast<int64_t>(plan.from.size()),
+          plan.from.data(),   plan.shifts.data(),
+          plan.inside.data(), plan.to.data(),
+          plan.count.data(),  plan.before,
+          plan.after};
+}
+
 // What `convolve` decided for one problem.
 struct Decision {
   int64_t interleaved;  // images that run in the image layout; the rest does not
@@ -102,13 +110,17 @@ Convolution::Convolution(const Kernels& kernels, const Problem& problem, const W
                          std::shared_ptr<const Plan> plan)
     : kernels_(kernels), plan_(std::move(plan)), job_{} {
   job_.problem = problem, job_.weight = weight, job_.epilogue = epilogue;
-  job_.layout = plan_->layout;
+  job_.layout = plan_->layout, job_.images = problem.batch;
+  if (plan_->depthwise) {
+    job_.depthwise = true;
+    job_.reads = reads_of(*plan_);
+    return;
+  }
   job_.planes = plan_->planes.data(), job_.plane_count = static_cast<int64_t>(plan_->planes.size());
   job_.offsets = plan_->offsets.data(), job_.linear = plan_->linear;
   job_.slab_floats = weight.slab_channels * plan_->layout.channel;
   job_.panel_slabs = max(1, kPanelBytes / static_cast<int64_t>(job_.slab_floats * sizeof(float)));
   job_.panel_slabs = min(job_.panel_slabs, slabs(problem, weight));
-  job_.images = problem.batch;
 }
 
 void Convolution::run(const Arrays& arrays, int64_t threads) const {
@@ -124,11 +136,19 @@ void Convolution::run(const Arrays& arrays, int64_t threads) const {
 }
 
 void Convolution::run_items(Job job, int64_t threads) const {
+  if (job.depthwise) return run_depthwise(job, threads);
   job.out_chunk = choose_out_chunk(job, kernels_.width, threads);
   const int64_t count = work_items(job);
   parallel(count, plan_->cycles * blocks(job) / count, threads, [&](int64_t first, int64_t last) {
     float* scratch = item_scratch.at_least(panel_floats(job) + parked_floats(job, kernels_.width));
     kernels_.run_items(job, first, last, scratch);
+  });
+}
+
+void Convolution::run_depthwise(const Job& job, int64_t threads) const {
+  const int64_t channels = job.problem.out_channels;
+  parallel(blocks(job) * channels, plan_->cycles / channels, threads, [&](int64_t first, int64_t last) {
+    kernels_.run_depthwise(job, first, last, item_scratch.at_least(job.reads.before + job.reads.after));
   });
 }
 

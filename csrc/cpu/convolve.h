@@ -33,6 +33,7 @@ class Convolution {
  private:
   void run_interleaving(const Job& whole, int64_t threads) const;
   void run_items(Job job, int64_t threads) const;
+  void run_depthwise(const Job& job, int64_t threads) const;
 
   const Kernels& kernels_;
   std::shared_ptr<const Plan> plan_;

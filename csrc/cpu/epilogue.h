@@ -2,6 +2,7 @@
 // compiled.
 #pragma once
 
+#include "cpu/pointwise.h"
 #include "cpu/vectors.h"
 
 namespace smart::cpu::SMART_ISA {
@@ -62,6 +63,11 @@ static inline void store_results(const Job& job, int64_t k, int64_t at, const fl
   if (a.y) store_affine(a.y + at, job.y + at, a.scale[k], a.bias[k], a.relu, count);
 }
 
+// Applies the epilogue's function to results that were just written, and so are in the L1 cache.
+static inline void activate_results(const Job& job, int64_t at, int64_t count) {
+  if (job.epilogue.activates) activate(job.epilogue.function, job.y + at, count, job.y + at);
+}
+
 // Writes one tile of output channel k: `sums` are its vectors, (grid_row, grid_col) its place in the vector grid.
 template <int kRows, int kCols>
 static inline void finish(const Job& job, Vector (&sums)[kRows][kCols], int64_t block, int64_t k, int64_t grid_row,
@@ -91,6 +97,8 @@ static inline void finish(const Job& job, Vector (&sums)[kRows][kCols], int64_t 
           store_results(job, k, row + pixel, run, row_pixels - pixel);
         }
       }
+      const int64_t first = grid_col * kWidth;
+      activate_results(job, row + first, min(kCols * kWidth, row_pixels - first));
     }
     return;
   }
@@ -100,6 +108,7 @@ static inline void finish(const Job& job, Vector (&sums)[kRows][kCols], int64_t 
       const int64_t at = channel + ((grid_row + i) * p.out_width + grid_col) * kWidth;
       for (int j = 0; j < kCols; ++j)
         if (i < rows && j < cols) store_vector(job, k, at + j * kWidth, sums[i][j]);
+      if (i < rows) activate_results(job, at, cols * kWidth);
     }
     return;
   }
@@ -116,7 +125,9 @@ static inline void finish(const Job& job, Vector (&sums)[kRows][kCols], int64_t 
   for (int64_t image = 0; image < images; ++image) {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t pixel = (grid_row + i) * p.out_width + grid_col;
-      store_results(job, k, channel + image * p.out_channels * out_pixels + pixel, runs[image] + i * kCols, cols);
+      const int64_t at = channel + image * p.out_channels * out_pixels + pixel;
+      store_results(job, k, at, runs[image] + i * kCols, cols);
+      activate_results(job, at, cols);
     }
   }
 }

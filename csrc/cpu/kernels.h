@@ -6,6 +6,7 @@
 // and the linker might pick it for the whole program.
 #include <cstdint>
 
+#include "cpu/depthwise.h"
 #include "cpu/epilogue.h"
 #include "cpu/panel.h"
 #include "cpu/pointwise.h"
@@ -13,8 +14,6 @@
 #include "cpu/tiles.h"
 
 namespace smart::cpu::SMART_ISA {
-
-#define SMART_INLINE inline __attribute__((always_inline))
 
 // Where the panel holds what a code multiplies: by table, or, where planes lie in the order of taps and are as long as
 // the tile, without. Small tiles are bound by loads, of which the table is one a non-zero.
@@ -208,7 +207,7 @@ static void run_items(const Job& job, int64_t first, int64_t last, float* scratc
 }
 
 extern const Kernels kernels;
-const Kernels kernels = {SMART_NAME, kWidth, SMART_MAX_TILE, run_items, interleave, separate,
-                         affine,     add,    activate,       multiply,  max_pool,   average};
+const Kernels kernels = {SMART_NAME, kWidth, SMART_MAX_TILE, run_items, run_depthwise, interleave, separate,
+                         affine,     add,    activate,       multiply,  max_pool,      average};
 
 }  // namespace smart::cpu::SMART_ISA

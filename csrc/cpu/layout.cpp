@@ -160,6 +160,7 @@ Plan completed(Plan plan, const Problem& p, int64_t slab_channels, int64_t width
 
 Plan pixel_plan(const Problem& p, int64_t slab_channels, int64_t path_nonzeros, const Kernels& kernels) {
   const int64_t width = kernels.width;
+  if (reads_in_place(p, width)) return depthwise_plan(p, path_nonzeros, kernels);
   const Plan flat = best_plan(p, slab_channels, path_nonzeros, kernels, [&](Plan& plan) {
     Layout& l = plan.layout;
     if (l.tile_rows > 1) return false;
@@ -180,6 +181,7 @@ Plan pixel_plan(const Problem& p, int64_t slab_channels, int64_t path_nonzeros, 
 }
 
 Plan image_plan(const Problem& p, int64_t slab_channels, int64_t path_nonzeros, const Kernels& kernels) {
+  if (p.interleaved && reads_in_place(p, kernels.width)) return depthwise_plan(p, path_nonzeros, kernels);
   const std::vector<int64_t> rows = used_phases(p.kernel_h, p.dilation_h, p.stride_h);
   const std::vector<int64_t> columns = used_phases(p.kernel_w, p.dilation_w, p.stride_w);
   const Plan best = best_plan(p, slab_channels, path_nonzeros, kernels, [&](Plan& plan) {

@@ -18,6 +18,10 @@ struct Plan {
   // floats of a tile.
   std::vector<int32_t> offsets;
   bool linear;
+  // Of a depthwise convolution that has no panel: what `Reads` describes.
+  bool depthwise;
+  int64_t tile, before, after;
+  std::vector<int32_t> from, shifts, inside, to, count;
 };
 
 // Pixels of one image along the vectors. `slab_channels` and `path_nonzeros` are the weight's.
@@ -25,5 +29,9 @@ Plan pixel_plan(const Problem& problem, int64_t slab_channels, int64_t path_nonz
 
 // One pixel of `width` images along the vectors.
 Plan image_plan(const Problem& problem, int64_t slab_channels, int64_t path_nonzeros, const Kernels& kernels);
+
+// Whether a convolution is depthwise and so small that it needs no panel; and its plan, which both of the above return.
+bool reads_in_place(const Problem& problem, int64_t width);
+Plan depthwise_plan(const Problem& problem, int64_t path_nonzeros, const Kernels& kernels);
 
 }  // namespace smart::cpu

@@ -148,13 +148,37 @@ static void max_pool(const Problem& p, int64_t lanes, const float* x, float* y) 
           }
 }
 
+typedef float HalfVector __attribute__((vector_size(kWidth / 2 * sizeof(float)), aligned(sizeof(float)), may_alias));
+typedef double Doubles __attribute__((vector_size(kWidth / 2 * sizeof(double))));
+
+// The sum of all lanes of two halves of vectors, a lane each, if they are pixels of one image.
+static inline double sum_of(Doubles low, Doubles high) {
+  const Doubles both = low + high;
+  double sum = 0;
+  for (int lane = 0; lane < kWidth / 2; ++lane) sum += both[lane];
+  return sum;
+}
+
 // (C, pixels, lanes) -> (C, lanes), summed in float64.
 static void average(const float* x, int64_t channels, int64_t pixels, int64_t lanes, float* y) {
-  for (int64_t c = 0; c < channels; ++c, y += lanes) {
-    double sums[kWidth] = {};
-    for (int64_t i = 0; i < pixels; ++i, x += lanes)
-      for (int64_t lane = 0; lane < lanes; ++lane) sums[lane] += x[lane];
-    for (int64_t lane = 0; lane < lanes; ++lane) y[lane] = static_cast<float>(sums[lane] / pixels);
+  const int64_t floats = pixels * lanes;
+  for (int64_t c = 0; c < channels; ++c, x += floats, y += lanes) {
+    Doubles low = {}, high = {};
+    int64_t i = 0;
+    for (; i + kWidth <= floats; i += kWidth) {
+      low += __builtin_convertvector(*reinterpret_cast<const HalfVector*>(x + i), Doubles);
+      high += __builtin_convertvector(*reinterpret_cast<const HalfVector*>(x + i + kWidth / 2), Doubles);
+    }
+    if (lanes == 1) {
+      double sum = sum_of(low, high);
+      for (; i < floats; ++i) sum += x[i];
+      y[0] = static_cast<float>(sum / pixels);
+    } else {
+      for (int lane = 0; lane < kWidth / 2; ++lane) {
+        y[lane] = static_cast<float>(low[lane] / pixels);
+        y[kWidth / 2 + lane] = static_cast<float>(high[lane] / pixels);
+      }
+    }
   }
 }
 

@@ -41,13 +41,19 @@ struct Affine {
   float* y;  // as the first y; null: there is no second result
 };
 
-// y = relu(conv * scale + bias + residual); a null pointer leaves its term out.
+// Functions of single numbers, as torch.nn.functional has them.
+enum class Function { kRelu6, kSilu, kSigmoid, kHardswish, kHardsigmoid };
+constexpr int kFunctions = 5;
+
+// y = function(relu(conv * scale + bias + residual)); a null pointer leaves its term out.
 struct Epilogue {
   const float* scale;     // (K,)
   const float* bias;      // (K,)
   const float* residual;  // as y
   bool relu;
   Affine affine;
+  bool activates = false;  // whether there is a function; then there is no second result
+  Function function = Function::kRelu6;
 };
 
 // The epilogue of images that lie `numbers` of y further on.
@@ -87,6 +93,20 @@ struct Plane {
   int64_t start, length;  // floats, from the channel's beginning
 };
 
+// How a depthwise convolution reads its images where they lie: for the outputs of each vector and for each tap. A
+// vector holds one pixel of `lanes` images, or neighbouring outputs of one image: along its rows, or where outputs and
+// pixels lie alike across their ends.
+struct Reads {
+  int64_t tile, vectors;  // sums kept in registers, of at most kMostReads vectors; all vectors, a multiple of that
+  const int32_t* from;    // (vectors,) floats from the channel's beginning; a tap reads `shifts` further on
+  const int32_t* shifts;  // (R * S,)
+  const int32_t* inside;  // (R * S, vectors) bits: lanes that lie in the image
+  const int32_t* to;      // (vectors,) floats from the beginning of the channel's results
+  const int32_t* count;   // (vectors,) results of each
+  int64_t before, after;  // floats: all that is read lies in [-before, after) of the channel
+};
+constexpr int kMostReads = 8;
+
 // One convolution, ready to run.
 struct Job {
   Problem problem;
@@ -97,18 +117,16 @@ struct Job {
   int64_t plane_count;
   const int32_t* offsets;  // float offset of each code in the panel
   bool linear;             // each is the code times the floats of a tile
-  int64_t slab_floats;     // of one slab in the panel
-  int64_t panel_slabs;     // slabs that the panel holds at once
-  const float* x;          // image layout: interleaved, whatever `problem` says
+  bool depthwise;          // by `reads`, without a panel
+  Reads reads;
+  int64_t slab_floats;  // of one slab in the panel
+  int64_t panel_slabs;  // slabs that the panel holds at once
+  const float* x;       // image layout: interleaved, whatever `problem` says
   const float* x_end;
   float* y;
   int64_t images;     // of the batch, starting at x and y
   int64_t out_chunk;  // output channels one work item computes
 };
-
-// Functions of single numbers, as torch.nn.functional has them.
-enum class Function { kRelu6, kSilu, kSigmoid, kHardswish, kHardsigmoid };
-constexpr int kFunctions = 5;
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -146,6 +164,7 @@ struct Kernels {
   int64_t max_tile;  // vectors whose sums fit the registers
   // `scratch` starts on a cache line.
   void (*run_items)(const Job&, int64_t first, int64_t last, float* scratch);
+  void (*run_depthwise)(const Job&, int64_t first, int64_t last, float* scratch);  // cpu/depthwise.h
   // The others are described in cpu/pointwise.h.
   void (*interleave)(const float* x, int64_t channels, int64_t pixels, int64_t images, float* to, int64_t first,
                      int64_t last);

@@ -74,8 +74,33 @@ Program::Program(const Kernels& kernels, std::vector<Value> values, std::vector<
       inputs_(inputs),
       outputs_(std::move(outputs)),
       batch_(batch) {
+  fuse_activations();
   split(choose_layouts());
   place_values();
+}
+
+// A function of nothing but a convolution's result becomes a part of the convolution.
+void Program::fuse_activations() {
+  std::vector<int> readers(values_.size(), 0);
+  for (const int value : outputs_) ++readers[value];
+  for (const Step& step : steps_)
+    for (const int value : read_by(step)) ++readers[value];
+  std::vector<Step> fused;
+  std::vector<std::size_t> maker(values_.size(), steps_.size());  // in `fused`
+  for (const Step& step : steps_) {
+    if (step.kind == Kind::kActivate && readers[step.x] == 1 && maker[step.x] < fused.size()) {
+      Step& conv = fused[maker[step.x]];
+      if (conv.kind == Kind::kConvolution && conv.second == kNone && !conv.epilogue.activates) {
+        conv.epilogue.activates = true, conv.epilogue.function = step.function;
+        conv.y = step.y;
+        maker[step.y] = maker[step.x];
+        continue;
+      }
+    }
+    for (const int value : made_by(step)) maker[value] = fused.size();
+    fused.push_back(step);
+  }
+  steps_ = std::move(fused);
 }
 
 // The layout of each step that makes all of them together cheapest, conversions included: dynamic programming over the

@@ -61,6 +61,7 @@ class Program {
   // Where values are while a unit runs, by value.
   using Places = std::vector<float*>;
 
+  void fuse_activations();
   std::vector<bool> choose_layouts() const;
   void split(const std::vector<bool>& interleaved);
   void place_values();

@@ -6,6 +6,8 @@
 
 #include "cpu/problem.h"
 
+#define SMART_INLINE inline __attribute__((always_inline))
+
 namespace smart::cpu::SMART_ISA {
 
 constexpr int kWidth = SMART_WIDTH;
@@ -18,7 +20,7 @@ static inline void store(float* to, Vector value) { *reinterpret_cast<LooseVecto
 // The upper half of a float, and computed with as that float.
 struct Bfloat16 {
   uint16_t bits;
-  inline __attribute__((always_inline)) operator float() const {
+  SMART_INLINE operator float() const {
     const uint32_t whole = static_cast<uint32_t>(bits) << 16;
     float value;
     __builtin_memcpy(&value, &whole, sizeof(value));
