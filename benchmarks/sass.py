@@ -18,12 +18,23 @@ from pathlib import Path
 
 import torch
 
-from smart_kernels import native, two_four_ops
+from smart_kernels import direct_ops, native, two_four_ops
 
-# As SASS spells them: sparse tensor cores, copies into shared memory beside other work, matrices loaded from there.
-INSTRUCTIONS = {"HMMA.SP": r"\bHMMA\.SP", "HMMA": r"\bHMMA\.(?!SP)", "LDGSTS": r"\bLDGSTS", "LDSM": r"\bLDSM"}
+# As SASS spells them: sparse tensor cores, copies into shared memory beside other work, matrices loaded from there;
+# multiplications of float32, and their operands from shared memory, four or fewer at once.
+INSTRUCTIONS = {
+    "HMMA.SP": r"\bHMMA\.SP",
+    "HMMA": r"\bHMMA\.(?!SP)",
+    "LDGSTS": r"\bLDGSTS",
+    "LDSM": r"\bLDSM",
+    "FFMA": r"\bFFMA\b",
+    "LDS.128": r"\bLDS(\.U)?\.128",
+}
 # The tiles of csrc/cuda/two_four.h by their traits: slabs and pixels of a warp, rows and columns of warps.
 TILES = {(2, 64, 2, 2): "large", (2, 32, 1, 4): "flat", (1, 32, 2, 2): "small", (1, 32, 1, 4): "narrow"}
+# Those of csrc/cuda/direct.h: pixels of a lane, channels of a warp.
+DIRECT_TILES = {(4, 8): "large", (2, 4): "medium", (1, 2): "small"}
+DIRECT_CODES = 144  # of a slab of 16 channels and 3x3 taps
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class Kernel:
     """One kernel of one GPU generation.
 
     Attributes:
-        name: "float16, large" and the like.
+        name: "float16, large" and the like; "direct, large" of the direct kernel in float32.
         architecture: "sm_80" and the like.
         registers: of each thread.
         stack_bytes: of each thread; registers spill there.
@@ -62,11 +73,11 @@ def missing() -> str | None:
     """Why there is nothing to look at, in one sentence; None if there is."""
     if find_tool() is None:
         return "cuobjdump was not found: install the CUDA toolkit, or `pip install triton`"
-    return two_four_ops.missing()
+    return two_four_ops.missing() or direct_ops.missing()
 
 
 def read_kernels(library: Path = native.LIBRARY) -> list[Kernel]:
-    """All 2:4 kernels in the library.
+    """All 2:4 and direct kernels in the library.
 
     Raises:
         RuntimeError: there is nothing to look at; the message says why.
@@ -100,6 +111,8 @@ def _sections(text: str, function: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _title(mangled: str) -> str | None:
+    if found := re.search(r"DirectTraitsILi(\d+)ELi(\d+)E", mangled):
+        return f"direct, {DIRECT_TILES[tuple(map(int, found.groups()))]}"
     found = re.search(r"TwoFourTraitsI\w*?(Half|Brain)ELi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)E", mangled)
     if found is None:
         return None
@@ -108,7 +121,10 @@ def _title(mangled: str) -> str | None:
 
 
 def _block_of(title: str) -> tuple[int, int]:
-    return torch.ops.smart_kernels.two_four_resources(two_four_ops.TILES.index(title.split(", ")[1]))
+    kind, tile = title.split(", ")
+    if kind == "direct":
+        return torch.ops.smart_kernels.direct_resources(direct_ops.TILES.index(tile), DIRECT_CODES)
+    return torch.ops.smart_kernels.two_four_resources(two_four_ops.TILES.index(tile))
 
 
 def table(kernels: list[Kernel]) -> Iterator[str]:

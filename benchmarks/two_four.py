@@ -1,4 +1,4 @@
-"""The 2:4 kernel by itself on the GPU at hand: ``python -m benchmarks.two_four``.
+"""The 2:4 kernel by itself on the GPU at hand: ``python -m benchmarks.two_four``; in float32, the direct kernel.
 
 For the layers of the three networks it runs every tile of the kernel, each verified against the reference before it is
 timed, beside torch's convolution with bias and ReLU. All run as CUDA graphs, in turns, on data that lies in the L2
@@ -25,11 +25,10 @@ from tqdm import tqdm
 from benchmarks.cases import LAYERS, LayerCase
 from benchmarks.tune import DTYPES, RESULTS, Times, graph_times
 from smart import results
-from smart_kernels import patterns, reference
+from smart_kernels import direct_ops, patterns, reference, two_four_ops
 from smart_kernels.backends import find
 from smart_kernels.geometry import Geometry
-from smart_kernels.packing import TwoFourWeight
-from smart_kernels.two_four_ops import TILES
+from smart_kernels.packing import PackedWeight, TwoFourWeight
 from smart_kernels.verify import TOLERANCE, VerificationError, relative_error
 
 
@@ -37,16 +36,24 @@ from smart_kernels.verify import TOLERANCE, VerificationError, relative_error
 class Problem:
     """A layer on the device, ready to be measured; ``truth`` is what it has to compute, in float32."""
 
-    packed: TwoFourWeight
+    packed: PackedWeight
     geometry: Geometry
     x: Tensor
     bias: Tensor
     truth: Tensor
 
+    @property
+    def backend(self) -> str:
+        return backend_of(self.x.dtype)
+
+    @property
+    def tiles(self) -> tuple[str, ...]:
+        return direct_ops.TILES if self.backend == "direct" else two_four_ops.TILES
+
     def call(self, tile: int) -> Callable[[], Tensor]:
         """Runs the layer by a tile, or by the one chosen for it if that is -1."""
         arguments = (self.packed, self.geometry, self.packed.paths[0], None, self.bias, True, None)
-        return partial(find("cuda").bind(*arguments, tile=tile), self.x, None)
+        return partial(find(self.backend).bind(*arguments, tile=tile), self.x, None)
 
     def dense(self) -> Callable[[], Tensor]:
         """torch's convolution, in one kernel with bias and ReLU where cuDNN has it."""
@@ -56,6 +63,11 @@ class Problem:
         if self.x.is_cuda:
             return partial(torch.ops.aten.cudnn_convolution_relu.default, *arguments)
         return lambda: F.conv2d(*arguments).relu_()
+
+
+def backend_of(dtype: torch.dtype) -> str:
+    """The backend whose kernel runs this type."""
+    return "direct" if dtype == torch.float32 else "cuda"
 
 
 def random_mask(shape: tuple[int, ...], pattern: str, density: float, generator: torch.Generator) -> Tensor:
@@ -79,7 +91,7 @@ def make_problem(case: LayerCase, pattern: str, dtype: torch.dtype, device: torc
     geometry = Geometry.of(shape, case.stride, padding=case.taps // 2)
     x = torch.randn(case.batch, case.inputs, case.size, case.size, generator=generator).to(device, dtype)
     bias = torch.randn(case.outputs, generator=generator).to(device, dtype)
-    packed = TwoFourWeight(weight, {"clean": mask.to(device)})
+    packed = find(backend_of(dtype)).pack(weight, {"clean": mask.to(device)})
     with torch.backends.cudnn.flags(allow_tf32=False):
         truth = reference.sparse_conv2d(
             x.float(), packed.dense("clean").float(), geometry, None, bias.float(), None, True
@@ -93,19 +105,22 @@ def row(case: LayerCase, pattern: str, problem: Problem, times: Times) -> dict[s
     Raises:
         VerificationError: a tile computes something else than the reference; nothing was timed then.
     """
-    calls = {f"{name}_us": problem.call(i) for i, name in enumerate(TILES)} | {"chosen_us": problem.call(-1)}
+    calls = {f"{name}_us": problem.call(i) for i, name in enumerate(problem.tiles)} | {"chosen_us": problem.call(-1)}
     for name, call in calls.items():
         y = call()
         if not (error := relative_error(y, problem.truth)) <= TOLERANCE[y.dtype]:
             raise VerificationError(f"{case} by {name.removesuffix('_us')} differs by {error:.2e}: nothing was timed")
     packed = problem.packed
+    steps = {}
+    if isinstance(packed, TwoFourWeight):
+        steps["steps"] = 1 + packed.extra_steps("clean") / (packed.slabs * packed.steps)
     return {
         "layer": str(case),
         "pattern": pattern,
         "dtype": str(problem.x.dtype).removeprefix("torch."),
         "batch": case.batch,
         "density": packed.density("clean"),
-        "steps": 1 + packed.extra_steps("clean") / (packed.slabs * packed.steps),
+        **steps,
         "weight_bytes": packed.nbytes,
         **times({**calls, "dense_us": problem.dense()}),
     }
@@ -117,12 +132,14 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 256], metavar="N")
     parser.add_argument("--patterns", nargs="+", default=["unstructured", "2:4", "1:4"], metavar="PATTERN")
     parser.add_argument("--density", type=float, default=0.2, help="of unstructured masks")
-    parser.add_argument("--dtype", choices=[name for name in DTYPES if name != "float32"], default="float16")
+    parser.add_argument("--dtype", choices=DTYPES, default="float16")
     parser.add_argument("--only", default="", metavar="TEXT", help="layers whose name contains this")
     parser.add_argument("--budget", type=float, default=0.2, help="seconds for the times of one layer")
     parser.add_argument("--out", type=Path, default=RESULTS, help="results file, or folder to put one in")
     arguments = parser.parse_args()
-    if why := find("cuda").available().why:
+    dtype = DTYPES[arguments.dtype]
+    backend = backend_of(dtype)
+    if why := find(backend).available().why:
         parser.error(why)
     shapes = dict.fromkeys(replace(case, batch=1, density=arguments.density) for case in LAYERS)
     cases = [
@@ -135,14 +152,17 @@ def main() -> None:
         parser.error(f"no layer's name contains {arguments.only!r}: they are like {LAYERS[0]}")
     file = arguments.out
     if file.is_dir():
-        file = file / f"two-four-cuda-{datetime.now(timezone.utc):%Y-%m-%d}.json"
+        file = (
+            file / f"{'direct' if backend == 'direct' else 'two-four'}-cuda-{datetime.now(timezone.utc):%Y-%m-%d}.json"
+        )
     times = partial(graph_times, budget_s=arguments.budget)
     command = "python -m benchmarks.two_four" + "".join(f" {argument}" for argument in sys.argv[1:])
     rows = []
     torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = False  # dense in float32 is to be exact, too
     with torch.inference_mode():
         for case, pattern in tqdm(cases, unit="layer", file=sys.stderr):
-            problem = make_problem(case, pattern, DTYPES[arguments.dtype], "cuda")
+            problem = make_problem(case, pattern, dtype, "cuda")
             rows.append(row(case, pattern, problem, times))
             results.write(results.results(rows, command), file)
     print(f"written: {file}")

@@ -20,6 +20,7 @@ struct Gpu {
   __device__ __forceinline__ int thread() const { return threadIdx.x; }
   __device__ __forceinline__ int block() const { return blockIdx.x; }
   __device__ __forceinline__ void sync() const { __syncthreads(); }
+  __device__ __forceinline__ void sync_warp() const { __syncwarp(); }
 
   // Starts to copy 16 bytes into shared memory, zeros if they are not `inside`; the source is not read then.
   __device__ __forceinline__ void copy16(char* to, const void* from, bool inside) const {

@@ -8,9 +8,11 @@
 #include <cuda_fp16.h>
 #define SMART_DEVICE __device__ __forceinline__
 #define SMART_UNROLL _Pragma("unroll")
+#define SMART_UNROLL_TWICE _Pragma("unroll 2")
 #else
 #define SMART_DEVICE inline
 #define SMART_UNROLL
+#define SMART_UNROLL_TWICE
 #endif
 
 namespace smart::cuda {

@@ -3,21 +3,19 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "arguments.h"
 #include "gpu.h"
 #include "stream.h"
 #include "two_four_body.h"
 
 namespace smart::cuda {
 namespace {
-
-using torch::headeronly::MemoryFormat;
 
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads) two_four(const __grid_constant__ TwoFour p) {
@@ -70,19 +68,6 @@ struct Operand {
   int64_t first_slab;
 };
 
-void check_kind(const Tensor& tensor, const char* name, const Tensor& x, ScalarType type, int64_t numel) {
-  SMART_CHECK(tensor.scalar_type() == type && tensor.is_contiguous() && tensor.numel() == numel && tensor.is_cuda() &&
-                  tensor.get_device_index() == x.get_device_index(),
-              name, " has shape ", shape_of(tensor), ": ", numel,
-              " contiguous numbers, of the type that packing gives them and on the input's device, are needed");
-}
-
-int narrowed(int64_t number, const char* what) {
-  SMART_CHECK(number >= 0 && number <= std::numeric_limits<int>::max() - (1 << 16), what, " are ", number,
-              ": too many for 32-bit indices, split the batch");
-  return static_cast<int>(number);
-}
-
 TwoFour read(const Tensor& x, const Operand& w, const std::vector<int64_t>& geometry) {
   SMART_CHECK(geometry.size() == 13, "geometry has ", geometry.size(), " numbers: 13 are needed");
   SMART_CHECK(
@@ -92,18 +77,7 @@ TwoFour read(const Tensor& x, const Operand& w, const std::vector<int64_t>& geom
   SMART_CHECK(c.groups == 1 && c.in_channels % kCopyElements == 0 && c.out_channels % kCopyElements == 0,
               "one group, and channels that are multiples of ", kCopyElements, ", are needed");
   TwoFour p = {};
-  p.batch = narrowed(c.batch, "samples"), p.channels = narrowed(c.in_channels, "channels");
-  p.height = narrowed(c.height, "rows"), p.width = narrowed(c.width, "columns");
-  p.out_channels = narrowed(c.out_channels, "channels");
-  p.out_height = narrowed(c.out_height, "rows"), p.out_width = narrowed(c.out_width, "columns");
-  p.pixels = narrowed(c.batch * c.out_height * c.out_width, "output pixels");
-  // Padding and what the kernel reaches beyond the last pixel count too.
-  narrowed((c.batch * c.height + 2048 + c.kernel_h * c.dilation_h) * (c.width + 2048), "input pixels");
-  p.kernel_w = narrowed(c.kernel_w, "taps");
-  p.stride_h = static_cast<int>(c.stride_h), p.stride_w = static_cast<int>(c.stride_w);
-  p.pad_top = static_cast<int>(c.pad_top), p.pad_left = static_cast<int>(c.pad_left);
-  p.dilation_h = static_cast<int>(c.dilation_h), p.dilation_w = static_cast<int>(c.dilation_w);
-
+  read_pixels(c, &p);
   p.columns = narrowed(c.kernel_h * c.kernel_w * c.in_channels, "columns");
   p.steps = (p.columns + kStepColumns - 1) / kStepColumns;
   p.blocks = (p.columns + kBlockColumns - 1) / kBlockColumns;
@@ -128,22 +102,9 @@ TwoFour read(const Tensor& x, const Operand& w, const std::vector<int64_t>& geom
   return p;
 }
 
-// (K,), or (2, K) where samples have their own paths.
-const float* read_channels(const std::optional<Tensor>& tensor, const char* name, const TwoFour& p, const Tensor& x) {
-  if (!tensor) return nullptr;
-  check_kind(*tensor, name, x, ScalarType::Float, static_cast<int64_t>(p.out_channels) * (p.order ? 2 : 1));
-  return static_cast<const float*>(tensor->const_data_ptr());
-}
-
-const int32_t* read_indices(const std::optional<Tensor>& tensor, const char* name, const Tensor& x, int64_t numel) {
-  if (!tensor) return nullptr;
-  check_kind(*tensor, name, x, ScalarType::Int, numel);
-  return static_cast<const int32_t*>(tensor->const_data_ptr());
-}
-
 const uint16_t* read_words(const Tensor& tensor, const char* name) {
   const void* const data = tensor.const_data_ptr();
-  SMART_CHECK(reinterpret_cast<uintptr_t>(data) % 16 == 0, name,
+  SMART_CHECK(is_aligned(data), name,
               " does not begin at a multiple of 16 bytes, since it is a part of another tensor: clone() it");
   return static_cast<const uint16_t*>(data);
 }
@@ -165,31 +126,22 @@ Results convolve(const Tensor& x, const Operand& weight, const std::vector<int64
   p.order = read_indices(order, "order", x, p.batch), p.first = read_indices(first, "first", x, 1);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const std::vector<int64_t> shape = {p.batch, p.out_channels, p.out_height, p.out_width};
-  const auto empty = [&] {
-    return torch::stable::empty(shape, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
-                                MemoryFormat::ChannelsLast);
-  };
-  Results results = {empty(), std::nullopt};
-  const Tensor pixels = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
+  Results results = {empty_result(shape, x), std::nullopt};
+  const Tensor pixels = channels_last(x);
   p.x = read_words(pixels, "input");
   p.y = static_cast<uint16_t*>(results.y.mutable_data_ptr());
-  p.scale = read_channels(scale, "scale", p, x), p.bias = read_channels(bias, "bias", p, x);
+  const auto channels = [&](const std::optional<Tensor>& tensor, const char* name) {
+    return read_channels(tensor, name, p.out_channels, p.order != nullptr, x);
+  };
+  p.scale = channels(scale, "scale"), p.bias = channels(bias, "bias");
   p.relu = relu;
-  std::optional<Tensor> added;
-  if (residual) {
-    bool as_output = residual->scalar_type() == x.scalar_type() && residual->dim() == 4 && residual->is_cuda() &&
-                     residual->get_device_index() == x.get_device_index();
-    for (int64_t i = 0; as_output && i < 4; ++i) as_output = residual->size(i) == shape[i];
-    SMART_CHECK(as_output, "residual has shape ", shape_of(*residual), ": ", shape_of(results.y),
-                " of the input's type and device is needed, the shape of the output");
-    added = torch::stable::contiguous(*residual, MemoryFormat::ChannelsLast);
-    p.residual = read_words(*added, "residual");
-  }
+  const std::optional<Tensor> added = read_residual(residual, results.y);
+  if (added) p.residual = read_words(*added, "residual");
   if (with_second) {
-    results.second = empty();
+    results.second = empty_result(shape, x);
     p.second = static_cast<uint16_t*>(results.second->mutable_data_ptr());
-    p.second_scale = read_channels(second_scale, "affine_scale", p, x);
-    p.second_bias = read_channels(second_bias, "affine_bias", p, x);
+    p.second_scale = channels(second_scale, "affine_scale");
+    p.second_bias = channels(second_bias, "affine_bias");
     p.second_relu = second_relu;
   }
   if (p.pixels > 0) {

@@ -5,7 +5,7 @@
 // smart_kernels/packing/two_four.py for the weight; input and output are NHWC.
 #pragma once
 
-#include "portable.h"
+#include "pixels.h"
 
 namespace smart::cuda {
 
@@ -17,7 +17,6 @@ constexpr int kCopyElements = 8;                             // of 16 bits, copi
 constexpr int kBlockCopies = kBlockColumns / kCopyElements;  // of a pixel
 constexpr int kRowBytes = kBlockColumns * sizeof(uint16_t);  // of a pixel in shared memory
 constexpr int kFragmentElements = 8;                         // of the weight, that a lane gives an instruction
-constexpr int kNowhere = -(1 << 30);                         // a row or column that no tap brings into the input
 
 // Passed by value. 16-bit floats are given as their bits.
 struct TwoFour {
@@ -41,42 +40,11 @@ struct TwoFour {
   bool relu, second_relu;
 };
 
-// Where an output pixel's first tap reads: the pixel of all images, and its place in the image, for the bounds. And
-// which output pixel it is, -1 if none.
-struct Pixel {
-  int32_t origin, row, column, output;
-};
-
 // What eight columns add to that, and their first channel.
 struct Columns {
   int32_t offset, row, column, channel;
   bool exist;
 };
-
-// The pixels of a tile, all of one path: from `begin` on, below `end`.
-struct Range {
-  int begin, end;
-  bool second;
-};
-
-SMART_DEVICE Range locate_tile(const TwoFour& p, int tile, int tile_pixels) {
-  if (p.order == nullptr) return {tile * tile_pixels, p.pixels, false};
-  const int of_first = p.first[0] * (p.out_height * p.out_width);
-  const int tiles_of_first = (of_first + tile_pixels - 1) / tile_pixels;
-  if (tile < tiles_of_first) return {tile * tile_pixels, of_first, false};
-  return {of_first + (tile - tiles_of_first) * tile_pixels, p.pixels, true};
-}
-
-// `pixel` counts in the order of samples.
-SMART_DEVICE Pixel locate_pixel(const TwoFour& p, int pixel, int end) {
-  if (pixel >= end) return {0, kNowhere, kNowhere, -1};
-  const int of_image = p.out_height * p.out_width;
-  const int place = pixel / of_image, rest = pixel - place * of_image;
-  const int image = p.order ? p.order[place] : place;
-  const int out_row = rest / p.out_width, out_column = rest - out_row * p.out_width;
-  const int row = out_row * p.stride_h - p.pad_top, column = out_column * p.stride_w - p.pad_left;
-  return {(image * p.height + row) * p.width + column, row, column, image * of_image + rest};
-}
 
 SMART_DEVICE Columns locate_columns(const TwoFour& p, int first) {
   const int tap = first / p.channels;

@@ -7,12 +7,20 @@ from smart_kernels.backends.channels import ChannelsBackend
 from smart_kernels.backends.cpu import CpuBackend
 from smart_kernels.backends.cuda import CudaBackend
 from smart_kernels.backends.dense import DenseBackend
+from smart_kernels.backends.direct import DirectBackend
 from smart_kernels.backends.triton import TritonBackend
 
 # In the order of preference where nothing was measured; dense, which runs everything, is last.
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
-    for backend in (ChannelsBackend(), TritonBackend(), CudaBackend(), CpuBackend(), DenseBackend())
+    for backend in (
+        ChannelsBackend(),
+        TritonBackend(),
+        CudaBackend(),
+        DirectBackend(),
+        CpuBackend(),
+        DenseBackend(),
+    )
 }
 
 __all__ = ["BACKENDS", "Affine", "Backend", "Run", "SampleRun", "Verdict", "find"]

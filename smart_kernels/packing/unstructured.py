@@ -36,13 +36,18 @@ def slab_channels(in_channels: int, taps: int) -> int:
 
 
 class UnstructuredWeight(SegmentedWeight):
-    """The format the module's docstring describes."""
+    """The format the module's docstring describes.
+
+    Attributes:
+        disabled: whether corrupt data was loaded into it.
+    """
 
     format = "unstructured"
 
     def __init__(self, weight: Tensor, masks: Mapping[str, Tensor]) -> None:
         check_masked_weight(weight, masks)
         super().__init__(tuple(weight.shape), tuple(masks))
+        self.disabled = False
         k, c, r, s = weight.shape
         if r * s > MAX_TAPS:
             raise ValueError(f"a kernel of {r}x{s} taps is too large for this format: at most {MAX_TAPS} taps")
@@ -95,11 +100,13 @@ class UnstructuredWeight(SegmentedWeight):
         return self.nonzeros(path) / torch.Size(self.shape).numel()
 
     def disable(self) -> None:
-        # The kernel refuses segments that do not end at the number of values.
+        # The CPU kernel refuses segments that do not end at the number of values; where they lie on a GPU nobody looks.
         self.segments.fill_(-1)
+        self.disabled = True
 
     def validate(self) -> None:
         super().validate()
+        self.disabled = False
         k, c, r, s = self.shape
         if self.values.dim() != 1 or self.codes.shape != self.values.shape:
             raise ValueError(f"{self.codes.numel()} codes for {self.values.numel()} values: as many are needed")

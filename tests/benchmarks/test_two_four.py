@@ -6,6 +6,7 @@ import torch
 from benchmarks import two_four
 from benchmarks.cases import LayerCase
 from smart_kernels.backends.cuda import CudaBackend
+from smart_kernels.backends.direct import DirectBackend
 from smart_kernels.patterns import parse
 from smart_kernels.verify import VerificationError
 
@@ -17,11 +18,16 @@ def put_in_place(monkeypatch, factor):
         def run(x, residual):
             padding = (geometry.padding[0], geometry.padding[2])
             weight = packed.dense(path).float()
-            return (torch.nn.functional.conv2d(x.float(), weight, bias.float(), padding=padding) * factor).relu().half()
+            return (
+                (torch.nn.functional.conv2d(x.float(), weight, bias.float(), padding=padding) * factor)
+                .relu()
+                .to(x.dtype)
+            )
 
         return run
 
-    monkeypatch.setattr(CudaBackend, "bind", bind)
+    for backend in (CudaBackend, DirectBackend):
+        monkeypatch.setattr(backend, "bind", bind)
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "1:4"])
@@ -34,6 +40,16 @@ def test_a_row_holds_the_times_of_all_tiles_and_of_dense(monkeypatch, pattern):
     )
     assert {"large_us", "flat_us", "small_us", "narrow_us", "chosen_us", "dense_us"} <= set(row)
     assert row["pattern"] == pattern and row["steps"] >= 1
+
+
+def test_in_float32_it_is_the_direct_kernel(monkeypatch):
+    put_in_place(monkeypatch, 1)
+    problem = two_four.make_problem(CASE, "unstructured", torch.float32, "cpu")
+    row = two_four.row(
+        CASE, "unstructured", problem, lambda calls: {name: 1.0 for name, call in calls.items() if call() is not None}
+    )
+    assert {"large_us", "medium_us", "small_us", "chosen_us", "dense_us"} <= set(row)
+    assert (row["dtype"], row["density"]) == ("float32", pytest.approx(0.3, abs=0.03))
 
 
 def test_what_computes_something_else_is_not_timed(monkeypatch):

@@ -134,6 +134,7 @@ class EmulatedGpu {
   int thread() const { return index; }
   int block() const { return of.block; }
   void sync() const { of.meet(of.all, static_cast<int>(of.fibers.size())); }
+  void sync_warp() const { of.meet(of.warps[index / 32].meeting, 32); }
 
   void copy16(char* to, const void* from, bool inside) const {
     require(to >= of.shared() && to + 16 <= of.shared() + of.shared_bytes, "a copy goes beyond shared memory");

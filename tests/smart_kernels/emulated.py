@@ -36,14 +36,19 @@ class TwoFour(ctypes.Structure):
     )
 
 
+def compiled(name: str) -> ctypes.CDLL:
+    """A kernel of tests/cpp for the emulated GPU; needs g++."""
+    source = ROOT / "tests" / "cpp" / f"{name}.cpp"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{name}.so"
+        subprocess.run(["g++", *FLAGS, f"-I{ROOT / 'csrc'}", str(source), "-o", str(file)], check=True)
+        return ctypes.CDLL(str(file))
+
+
 @functools.cache
 def emulated_library() -> ctypes.CDLL:
     """Builds and loads it, once; needs g++."""
-    source = ROOT / "tests" / "cpp" / "two_four.cpp"
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "two_four.so"
-        subprocess.run(["g++", *FLAGS, f"-I{ROOT / 'csrc'}", str(source), "-o", str(file)], check=True)
-        library = ctypes.CDLL(str(file))
+    library = compiled("two_four")
     library.widen.restype, library.widen.argtypes = ctypes.c_float, (ctypes.c_uint16, ctypes.c_bool)
     library.narrow.restype, library.narrow.argtypes = ctypes.c_uint16, (ctypes.c_float, ctypes.c_bool)
     library.two_four.argtypes = (ctypes.POINTER(TwoFour), ctypes.c_bool, ctypes.c_int, ctypes.c_bool)
