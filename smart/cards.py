@@ -60,7 +60,7 @@ def make_card(
         "dataset": name,
         "split": "test",
         "n_examples": used["n_examples"],
-        "examples_sha256": _digest(images, labels),
+        "examples_sha256": images_sha256(images, labels),
         "threat_model": "Linf",
         "eps": show(used["eps"]),
         "attacks": {attack: {"steps": attack_steps(attack)} for attack in attacks},
@@ -127,7 +127,8 @@ def file_sha256(file: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _digest(images: Tensor, labels: Tensor) -> str:
+def images_sha256(images: Tensor, labels: Tensor) -> str:
+    """Of images and their labels, whatever file they came from."""
     digest = hashlib.sha256(f"{images.dtype} {tuple(images.shape)};".encode())
     for tensor in (images, labels):
         digest.update(tensor.cpu().contiguous().numpy().tobytes())

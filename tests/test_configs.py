@@ -10,6 +10,7 @@ import yaml
 from smart import cli, settings
 from smart.costs import macs, nonzeros
 from smart.datasets import DATASETS
+from smart.methods import METHODS
 from smart.settings import Settings
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -48,6 +49,24 @@ def test_hyper_parameters_are_the_published_ones(name):
     assert chosen.data["val_fraction"] == (5000 / 73257 if name == "wrn_16_8_svhn" else chosen.data["val_fraction"])
     # Only what differs between files, and what is published, is in them: every word is known.
     assert set(yaml.safe_load((FOLDER / f"{name}.yaml").read_text())) <= set(settings.ALL)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "smart"])
+def test_a_baseline_differs_from_its_row_in_its_method_alone(method):
+    row, baseline = resolved("resnet34_cifar10"), resolved(f"baselines/resnet34_cifar10_{method}")
+    assert baseline.model["method"] == method
+    assert baseline.data == row.data and baseline.config == row.config
+    density = 0.2 if METHODS[method].masks else 1.0
+    assert baseline.model["density"] == {"clean": density, "adv": density}
+    own = ("method", "density", "overlap")
+    assert {key: value for key, value in baseline.model.items() if key not in own} == {
+        key: value for key, value in row.model.items() if key not in own
+    }
+
+
+def test_there_is_a_baseline_for_each_method():
+    files = (FOLDER / "baselines").glob("*.yaml")
+    assert {file.stem.removeprefix("resnet34_cifar10_") for file in files} == METHODS.keys() - {"smart"}
 
 
 @pytest.mark.parametrize("name", ROWS)

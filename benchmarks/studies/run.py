@@ -1,0 +1,154 @@
+"""Trains and attacks every case of the studies: ``python -m benchmarks.studies.run --data fashion_mnist``.
+
+The results file is written after every run of a case, so that a study that is stopped loses only the run it was at; the
+same command goes on with it. Runs go seed by seed: what is there at any time has nearly the same seeds in each case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import smart
+from benchmarks.studies.cases import ATTACKS, CASES, IMAGES, NETWORK, RECIPE, STUDIES, StudyCase
+from smart import ImageData, results
+from smart.cards import images_sha256
+from smart.costs import macs, nonzeros
+from smart.data import load_data, stratified_split
+from smart.methods import find_method
+from smart_kernels.paths import PATHS
+
+RESULTS = Path(__file__).parent.parent / "results" / "studies"
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the command line and runs what is not in the results file yet."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    command = f"python -m benchmarks.studies.run {shlex.join(sys.argv[1:] if argv is None else argv)}"
+    torch.set_num_threads(arguments.threads)
+    commit = results.commit()
+    chosen = {case.name: case for name in arguments.studies for case in STUDIES[name].cases}
+    runs = [(seed, case) for seed in range(arguments.seeds) for case in chosen.values() if arguments.only in case.name]
+    if not runs:
+        parser.error(f"no case's name contains {arguments.only!r}: there are {', '.join(chosen)}")
+    try:
+        data = subset(load_data(arguments.data, data_root=arguments.data_root))
+    except (ValueError, OSError, ImportError) as error:
+        parser.error(str(error))
+    about = {"data": describe(data), "threads": arguments.threads, "network": NETWORK, "recipe": RECIPE.to_dict()}
+    file = arguments.out or RESULTS / f"{data.name}-cpu-{datetime.now(timezone.utc):%Y-%m-%d}.json"
+    rows = _rows_of(file, results.results([], command, commit) | about, parser)
+    done = {(row["seed"], row["case"]) for row in rows}
+    left = [(seed, case) for seed, case in runs if (seed, case.name) not in done]
+    for seed, case in tqdm(left, unit="run", file=sys.stderr):
+        row = measure(case, seed, data, arguments.runs / f"{data.name}-{list(CASES).index(case.name):02d}-seed{seed}")
+        rows.append(row)
+        results.write(results.results(rows, command, commit) | about, file)
+        tqdm.write(f"{case.name}, seed {seed}: {_summary(row)}", file=sys.stderr)
+    print(f"{file} holds {len(rows)} runs, of these {len(left)} new ones")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.studies.run",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data", required=True, help="as for smart train: a name, a folder of images, an .npz file")
+    parser.add_argument("--data-root", default="data", help="folder that holds the published files")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each case")
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES), metavar="STUDY", help="to run")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains this")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
+    parser.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder to keep the networks in")
+    parser.add_argument("--out", type=Path, help="results file (default: one of today in benchmarks/results/studies)")
+    return parser
+
+
+def subset(data: ImageData) -> ImageData:
+    """As many images of each split as the studies use, in each class the same part of them."""
+    generator = torch.Generator().manual_seed(0)
+    splits = {}
+    for split, count in IMAGES.items():
+        images, labels = getattr(data, split)
+        if count < len(labels):
+            _, (images, labels) = stratified_split(images, labels, count / len(labels), generator)
+        splits[split] = (images, labels)
+    return ImageData(data.name, data.class_names, **splits)
+
+
+def describe(data: ImageData) -> dict[str, Any]:
+    """The name, and of each split the number of images and their SHA-256."""
+    splits = {split: getattr(data, split) for split in IMAGES}
+    return {
+        "name": data.name,
+        "image": list(data.image_shape),
+        **{
+            split: {"images": len(labels), "sha256": images_sha256(images, labels)}
+            for split, (images, labels) in splits.items()
+        },
+    }
+
+
+def _rows_of(file: Path, new: results.Results, parser: argparse.ArgumentParser) -> list[Row]:
+    """What the file holds already, if it is of the same data, recipe, machine, commit and versions."""
+    if not file.exists():
+        return []
+    old = results.read(file)
+    why = results.mismatch(old, new)
+    for key in ("data", "threads", "network", "recipe"):
+        if old.get(key) != new[key]:
+            why = f"its {key} is {old.get(key)}, here it is {new[key]}"
+    if why:
+        parser.error(f"{file} is of another study: {why}; give another file as --out")
+    return old["rows"]
+
+
+def measure(case: StudyCase, seed: int, data: ImageData, folder: Path) -> Row:
+    """Trains a case, and attacks the best epoch on the test images; seconds are those of the processor."""
+    model = case.model(data, seed)
+    begin = time.process_time()
+    trained = smart.train(model, data, case.config(seed), folder, progress=False, overwrite=True)
+    training = time.process_time() - begin
+    trained.load_best(model)
+    # Without norms of its own each path is the same network.
+    paths = PATHS if find_method(case.method).norms != "single" else PATHS[1:]
+    table = smart.evaluate(model, data, ATTACKS, paths, eps=RECIPE.eps, seed=seed, transfer=True)
+    return {
+        "case": case.name,
+        "seed": seed,
+        "method": case.method,
+        "masks": case.masks,
+        "training": case.training,
+        "epoch": trained.best["epoch"],
+        "val_clean": trained.best["val_clean"],
+        "val_adv": trained.best["val_adv"],
+        **{f"test_{key}": value for key, value in table.settings.items()},
+        "accuracy": {path: table[path if path in paths else paths[0]] for path in PATHS},
+        "robust": {path: table.worst[path if path in paths else paths[0]] for path in PATHS},
+        "transfer": table.transfer,
+        "nonzeros": nonzeros(model),
+        "macs": macs(model, data.image_shape),
+        "train_cpu_s": round(training, 1),
+        "test_cpu_s": round(time.process_time() - begin - training, 1),
+    }
+
+
+def _summary(row: Row) -> str:
+    clean, robust = 100 * row["accuracy"]["clean"]["clean"], 100 * row["robust"]["adv"]
+    return f"clean path {clean:.1f} %, adversarial path attacked {robust:.1f} %, {row['train_cpu_s']:.0f} s"
+
+
+if __name__ == "__main__":
+    main()
