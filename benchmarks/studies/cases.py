@@ -33,7 +33,7 @@ RECIPE = TrainConfig(
     flip=True,
 )
 # Images of each split, drawn class by class; fewer where the data has fewer.
-IMAGES = {"train": 8_000, "val": 500, "test": 1_000}
+IMAGES = {"train": 8_000, "val": 400, "test": 600}
 ATTACKS = ("clean", "pgd20", "pgd20-cw")
 
 
