@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from smart.attack_losses import AttackLoss, attack_loss
-from smart.layers import eval_mode
+from smart.layers import held_weights
+from smart.modes import eval_mode
 
 
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, path: str | float | Tensor = "clean", eps: float = 8 / 255) -> Tensor:
@@ -34,6 +35,7 @@ def pgd(
     random_start: bool = True,
     generator: torch.Generator | None = None,
     loss: str = "ce",
+    start: Tensor | None = None,
 ) -> Tensor:
     """Projected gradient ascent (Madry et al. 2018), within ``eps`` of ``x`` and within [0, 1].
 
@@ -49,6 +51,7 @@ def pgd(
         generator: of the random starts; default: torch's global random state.
         loss: that is raised, ``"ce"`` (cross-entropy), ``"cw"`` (margin), ``"dlr"`` or ``"kl"``, see
             :mod:`smart.attack_losses`.
+        start: points like ``x`` that the first run starts from instead.
 
     Returns:
         Attacked images like ``x``, without a gradient history.
@@ -63,20 +66,22 @@ def pgd(
     if loss == "kl" and not random_start:
         raise ValueError("the loss 'kl' has no gradient at the image itself: start from a random point")
     # Tensors made in inference mode can never enter autograd, so leave it and work on copies.
-    with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
+    with torch.inference_mode(False), torch.enable_grad(), eval_mode(model), held_weights():
         x, y = x.detach().clone(), y.clone()
         low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
         before = _logits(model, x, path) if loss == "kl" else x.new_empty(0)
 
-        def run() -> Tensor:
-            adv = _random_point(x, eps, generator).clamp(low, high) if random_start else x
+        def run(adv: Tensor | None = None) -> Tensor:
+            if adv is None:
+                adv = random_point(x, eps, generator) if random_start else x
+            adv = adv.clamp(low, high)
             for _ in range(steps):
                 adv = adv.detach().requires_grad_()
                 (gradient,) = torch.autograd.grad(measure(model(adv, path=path), y, before).sum(), adv)
                 adv = (adv.detach() + step * gradient.sign()).clamp(low, high)
             return adv
 
-        best = run()
+        best = run(start)
         if restarts == 1:
             return best
         best_fooled, best_loss = _outcome(model, best, y, path, measure, before)
@@ -89,7 +94,7 @@ def pgd(
         return best
 
 
-def _random_point(x: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
+def random_point(x: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
     """Each pixel of ``x`` moved by a uniform draw from [-eps, eps]."""
     device = generator.device if generator is not None else x.device
     draw = torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)

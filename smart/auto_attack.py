@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from smart.attacks import check_eps, check_images
-from smart.layers import eval_mode
+from smart.modes import eval_mode
 from smart.seeds import seeded
 
 # By name: parts of the standard version, in the order in which they run.

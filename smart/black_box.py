@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from smart.attacks import check_count, check_eps, check_images
-from smart.layers import eval_mode
+from smart.modes import eval_mode
 
 # Share of the image that the first squares cover; AutoAttack's choice, meant for adversarially trained networks.
 FIRST_SHARE = 0.8

@@ -142,6 +142,7 @@ class NoisySmartConv2d(SmartConv2d):
     """
 
     unswappable = _UNSWAPPABLE
+    repeats = False
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> NoisySmartConv2d:

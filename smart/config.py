@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from smart.numerics import AMP
 from smart.rewire import METHODS, REDISTRIBUTE, SCHEDULES, check_method
 from smart_kernels.patterns import Unstructured
 
@@ -36,6 +37,10 @@ class TrainConfig:
             run's log the losses and accuracies are then means over both kinds of steps.
         trades_beta: of the method ``"trades"``: what the distance to the attacked images weighs.
         crop_padding, flip: augmentation, see :func:`smart.data.batches`.
+        amp: ``"bf16"``: attacks, steps and the check on the validation split run in bfloat16 where autocast does so;
+            weights, gradients, rewiring and the optimizer stay in float32. ``"off"``: all is float32.
+        channels_last: weights and images lie in memory with the channels last, which tensor cores like.
+        deterministic: only operations that give the same numbers each time, see :func:`smart.numerics.deterministic`.
         seed: of everything random in training; the model has its own.
 
     Raises:
@@ -64,6 +69,9 @@ class TrainConfig:
     trades_beta: float = 6.0
     crop_padding: int = 4
     flip: bool = True
+    amp: str = "off"
+    channels_last: bool = False
+    deterministic: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -129,6 +137,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "redistribute": REDISTRIBUTE,
     "rewire_unit": REWIRE_UNITS,
     "dial": DIAL,
+    "amp": AMP,
 }
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from smart.layers import SmartConv2d, eval_mode
+from smart.layers import SmartConv2d
+from smart.modes import eval_mode
 from smart_kernels.paths import PATHS, Path, at_stage
 
 

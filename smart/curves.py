@@ -13,6 +13,7 @@ from smart.attacks import check_eps
 from smart.data import ImageData
 from smart.evaluate import evaluate
 from smart.named_attacks import attack_steps
+from smart.progress import hidden
 from smart_kernels.files import write_rows
 from smart_kernels.paths import PATHS
 
@@ -79,7 +80,7 @@ def robustness_curves(
     for eps in radii:
         check_eps(eps)
     curves: Curves | None = None
-    for eps in tqdm(radii, desc="curve", unit="radius", disable=not progress):
+    for eps in tqdm(radii, desc="curve", unit="radius", disable=hidden(progress)):
         table = evaluate(
             model, data, [attack], paths, lambdas, eps, restarts=restarts, batch_size=batch_size, seed=seed
         )

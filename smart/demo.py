@@ -21,6 +21,7 @@ from smart.costs import macs, nonzeros
 from smart.data import ImageData
 from smart.evaluate import Evaluation, evaluate
 from smart.layers import SmartConv2d, SmartNet, smart_convs
+from smart.progress import hidden
 from smart.recipes import demo_config
 from smart.results import write_results
 from smart.settings import Settings
@@ -91,7 +92,7 @@ def run_demo(
         PATHS,
         ("eager", "fused"),
         network=MODEL,
-        progress=partial(tqdm, desc="bench", unit="batch", disable=not progress),
+        progress=partial(tqdm, desc="bench", unit="batch", disable=hidden(progress)),
     )
     write_results(rows, out / "benchmark.json", _command(out, settings))
 

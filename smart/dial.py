@@ -14,6 +14,7 @@ from smart.costs import alive_at, macs_at
 from smart.data import ImageData
 from smart.evaluate import evaluate
 from smart.layers import SmartNet
+from smart.progress import hidden
 from smart_kernels.files import write_rows
 from smart_kernels.paths import Path as ExpertPath
 from smart_kernels.paths import resolve
@@ -113,7 +114,9 @@ def trade_off(
     convs = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     table: TradeOff | None = None
     measured: dict[ExpertPath, dict[str, Any]] = {}
-    for path in tqdm(dict.fromkeys(place.path for place in places), desc="dial", unit="place", disable=not progress):
+    for path in tqdm(
+        dict.fromkeys(place.path for place in places), desc="dial", unit="place", disable=hidden(progress)
+    ):
         at_path = evaluate(
             _Fixed(model, path), data, attacks, ["clean"], (), eps, step, restarts, batch_size=batch_size, seed=seed
         )

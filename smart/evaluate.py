@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from smart.attacks import check_settings
 from smart.data import ImageData, as_floats
-from smart.layers import eval_mode
+from smart.modes import eval_mode
 from smart.named_attacks import attack_steps, check_attack, run_attack
+from smart.progress import hidden
 from smart.seeds import derive_seed, seeded
 from smart_kernels.files import write_rows
 from smart_kernels.paths import PATHS, resolve
@@ -80,6 +81,7 @@ def evaluate(
     seed: int = 0,
     transfer: bool = False,
     progress: bool = False,
+    part: tuple[int, int] = (0, 1),
 ) -> Evaluation:
     """Measures every configuration (the paths, then the lambdas) under every attack; leaves the model as it was.
 
@@ -94,6 +96,8 @@ def evaluate(
         restarts: of PGD. What is random in an attack depends on ``seed``, the attack and the batch, not on the
             configuration.
         transfer: also evaluate each configuration on the images that were made against each other one.
+        part: (i, n) evaluates the i-th of every n batches alone; the accuracies and losses of all parts add up to those
+            of the whole.
 
     Raises:
         ValueError: an unknown attack, path, or setting; no images.
@@ -117,13 +121,19 @@ def evaluate(
     settings = {"n_examples": len(images), "eps": eps, "step": step, "restarts": restarts, "seed": seed}
     correct = {attack: {a: dict.fromkeys(configurations, 0) for a in configurations} for attack in attacks}
     losses = {name: dict.fromkeys(attacks, 0.0) for name in configurations}
-    withstood = {name: torch.ones(len(images), dtype=torch.bool) for name in configurations}
     device = next(model.parameters()).device
     with seeded(seed, device):
         _check_labels(model, next(iter(configurations.values())), as_floats(images[:1].to(device)), labels)
-    starts = range(0, len(images), batch_size)
+    starts = range(part[0] * batch_size, len(images), part[1] * batch_size)
+    mine = torch.zeros(len(images), dtype=torch.bool)
+    for start in starts:
+        mine[start : start + batch_size] = True
+    withstood = {name: mine.clone() for name in configurations}
     bar = tqdm(
-        total=len(attacks) * len(configurations) * len(starts), desc="evaluate", unit="batch", disable=not progress
+        total=len(attacks) * len(configurations) * len(starts),
+        desc="evaluate",
+        unit="batch",
+        disable=hidden(progress),
     )
     with bar, eval_mode(model):
         for attack in attacks:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from smart.data import ImageData
-from smart.layers import SmartNet, eval_mode
+from smart.layers import SmartNet
+from smart.modes import eval_mode
 
 
 def check_fit(model: SmartNet, data: ImageData) -> None:

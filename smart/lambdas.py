@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from smart.share import WHOLE, Share
+
 # That OAT is trained at.
 LAMBDAS = (0.0, 0.1, 0.2, 0.3, 0.4, 1.0)
 
@@ -34,10 +36,16 @@ class Lambdas:
         return self
 
 
-def draw_lambdas(count: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Lambdas:
+def draw_lambdas(
+    count: int, generator: torch.Generator, device: torch.device | str = "cpu", share: Share = WHOLE
+) -> Lambdas:
     """A lambda for each image, as OAT's published code draws them: a sixth, rounded up, at 0; the others evenly from
-    the rest of ``LAMBDAS``."""
+    the rest of ``LAMBDAS``.
+
+    Args:
+        share: the whole batch, or the process's part of it that the images are; in each a sixth is at 0.
+    """
     clean = -(-count // len(LAMBDAS))
-    drawn = torch.randint(1, len(LAMBDAS), (count - clean,), generator=generator)
+    drawn = share.draw(lambda n: torch.randint(1, len(LAMBDAS), (n,), generator=generator), count - clean)
     values = torch.cat([torch.zeros(clean), torch.tensor(LAMBDAS)[drawn]])
     return Lambdas(values.to(device), clean)

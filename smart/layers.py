@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -15,6 +16,21 @@ from smart_kernels import paths
 from smart_kernels.paths import PATHS
 
 _Conv = TypeVar("_Conv", bound=nn.Conv2d)
+_held = threading.local()
+
+
+@contextmanager
+def held_weights() -> Iterator[None]:
+    """In this thread, masked convolutions compute the weight of each path once until the block ends.
+
+    For attacks, which run the same weights many times: these get no gradient, and none may change meanwhile.
+    """
+    outer = getattr(_held, "weights", None)
+    _held.weights = {} if outer is None else outer
+    try:
+        yield
+    finally:
+        _held.weights = outer
 
 
 class _MaskedWeight(torch.autograd.Function):
@@ -53,6 +69,7 @@ class SmartConv2d(nn.Conv2d):
 
     mask_clean: Tensor
     mask_adv: Tensor
+    repeats = True  # whether it computes the same at each call, while its weights stay
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -117,7 +134,18 @@ class SmartConv2d(nn.Conv2d):
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.effective_weight(paths.current(self.stage)), self.bias)
+        path, held = paths.current(self.stage), getattr(_held, "weights", None)
+        if held is None or not self.repeats:
+            return self._conv_forward(x, self.effective_weight(path), self.bias)
+        if (self, path) not in held:
+            held[self, path] = self._constant_weight(path)
+        return self._conv_forward(x, held[self, path], self.bias)
+
+    @torch.no_grad()
+    def _constant_weight(self, path: paths.OnePath) -> Tensor:
+        """The effective weight without a history, in the precision that autocast would convolve in."""
+        weight, kind = self.effective_weight(path), self.weight.device.type
+        return weight.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else weight
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy belongs to no Rewirer, so it has no gradients to collect.
@@ -267,33 +295,3 @@ class SmartNet(nn.Module):
 def smart_convs(model: nn.Module) -> dict[str, SmartConv2d]:
     """The masked convolutions of ``model`` by name, each once."""
     return {name: module for name, module in model.named_modules() if isinstance(module, SmartConv2d)}
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts every module into eval mode until the block ends, then gives each its own ``training`` flag back."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-@contextmanager
-def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norms of the two paths do not update their running statistics until the block ends.
-
-    In training mode they still norm by those of the batch.
-    """
-    duals = [module for module in model.modules() if isinstance(module, DualBatchNorm2d)]
-    flags = [(norm, norm.track_running_stats) for dual in duals for norm in dual.norms.values()]
-    for norm, _ in flags:
-        # To torch's own norms in training mode, one without running statistics is one that does not touch them.
-        norm.track_running_stats = norm.track_running_stats and not norm.training
-    try:
-        yield
-    finally:
-        for norm, tracks in flags:
-            norm.track_running_stats = tracks

@@ -25,6 +25,7 @@ from smart.objectives import (
     standard_loss,
     trades_loss,
 )
+from smart.share import WHOLE, Share
 
 DENSE = "unstructured"  # the pattern of a network without masks
 
@@ -44,6 +45,7 @@ class Batch:
         attack: makes attacked ones.
         step: from 0, over the run.
         generator: of all that is drawn for the step.
+        share: the whole batch, or the part of it that this is.
     """
 
     x: Tensor
@@ -52,6 +54,7 @@ class Batch:
     step: int
     generator: torch.Generator
     config: TrainConfig
+    share: Share = WHOLE
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def _two_paths(model: nn.Module, batch: Batch) -> SmartLoss:
 
 
 def _oat(model: nn.Module, batch: Batch) -> SmartLoss:
-    lambdas = draw_lambdas(len(batch.x), batch.generator, batch.x.device)
+    lambdas = draw_lambdas(len(batch.x), batch.generator, batch.x.device, batch.share)
     adv = batch.attack(batch.x[lambdas.clean :], batch.y[lambdas.clean :], lambdas.attacked())
     return oat_loss(model, batch.x, adv, batch.y, lambdas)
 

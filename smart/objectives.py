@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smart.lambdas import Lambdas
-from smart.layers import kept_statistics
+from smart.modes import kept_statistics
 
 
 class SmartLoss(NamedTuple):

@@ -34,8 +34,9 @@ class RunFolder:
         data: str,
         overwrite: bool,
         image_shape: Sequence[int] | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Begins a new run here; ``image_shape`` (C, H, W) is kept for those who read the run.
+        """Begins a new run here; ``image_shape`` (C, H, W) and ``about`` are kept for those who read the run.
 
         Raises:
             FileExistsError: the folder holds a run and ``overwrite`` is False.
@@ -52,6 +53,7 @@ class RunFolder:
             "data": data,
             "image_shape": image_shape,
             "versions": versions(),
+            **(about or {}),
         }
         write_text(self.config, json.dumps(resolved, indent=2) + "\n")
 
@@ -68,7 +70,9 @@ class RunFolder:
             )
         try:
             saved = json.loads(self.config.read_text(encoding="utf-8"))
-            started = _flat(saved["config"], saved["model"], saved["data"])
+            # What a run from before a setting existed did is the setting's default.
+            config_then = TrainConfig.from_dict(saved["config"]).to_dict()
+            started = _flat(config_then, saved["model"], saved["data"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{self.config} is damaged ({error}): restore it, or start again in another folder"

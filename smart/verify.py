@@ -15,7 +15,8 @@ import smart_kernels
 from smart import text
 from smart.attacks import check_images, check_settings, pgd
 from smart.black_box import square
-from smart.layers import SmartNet, eval_mode
+from smart.layers import SmartNet
+from smart.modes import eval_mode
 from smart.seeds import derive_seed
 from smart.twin import DenseTwin
 from smart_kernels.model import SparseModel

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import smart
 import smart_kernels
-from smart import bench, bench_tables, plots, results, settings
+from smart import bench, bench_tables, plots, readers, results
 from smart.checkpoint import load_checkpoint
 from smart.commands import flags
 from smart.commands.shared import accepted, check_file, check_plot, data_for, say_written
@@ -21,6 +21,7 @@ from smart.layers import SmartNet
 from smart.models import list_models
 from smart.peers import ALL as ALL_PEERS
 from smart.peers import PEERS, select
+from smart.progress import hidden
 from smart.settings import MODEL, Settings, UsageError
 from smart_kernels.files import write_text
 
@@ -42,12 +43,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-shape",
         nargs=3,
-        type=flags.checked(settings.positive),
+        type=flags.checked(readers.positive),
         metavar=("C", "H", "W"),
         help="of random images (default: 3 32 32 for a model by name, the training data's for a checkpoint)",
     )
     parser.add_argument(
-        "--batches", nargs="+", type=flags.checked(settings.positive), default=[1, 16], help="(default: 1 16)"
+        "--batches", nargs="+", type=flags.checked(readers.positive), default=[1, 16], help="(default: 1 16)"
     )
     flags.paths(parser)
     parser.add_argument(
@@ -58,10 +59,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help=f"dense ones to run against: {', '.join(PEERS)}, or all that are installed "
         "(default: eager; those of a suite)",
     )
-    parser.add_argument("--threads", type=flags.checked(settings.positive), help="(default: torch's own choice)")
+    parser.add_argument("--threads", type=flags.checked(readers.positive), help="(default: torch's own choice)")
     parser.add_argument(
         "--budget",
-        type=flags.checked(settings.number),
+        type=flags.checked(readers.number),
         metavar="SECONDS",
         help="for each batch size, both paths and all peers together (default: 2; that of a suite)",
     )
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
         model, example = (each.to(getattr(torch, args.dtype)) for each in (model, example))
     sparse = smart_kernels.swap(model, example, args.backend)
     name = model.spec["name"]
-    progress = partial(tqdm, desc="bench", unit="batch", disable=not args.progress)
+    progress = partial(tqdm, desc="bench", unit="batch", disable=hidden(args.progress))
     rows = bench.benchmark(model, sparse, example, args.batches, args.paths, peers, args.budget, name, progress)
     print(f"{name} on {'x'.join(map(str, shape))} images, {torch.get_num_threads()} threads, {args.device}; ms a batch")
     print(bench_tables.table(rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from smart import settings, text
+from smart import readers, text
 from smart.checkpoint import load_checkpoint
 from smart.commands import flags
 from smart.commands.shared import DEFAULT_EPS, check_file, check_plot, data_for, say_written
@@ -18,7 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--eps",
         nargs="+",
-        type=flags.checked(settings.number),
+        type=flags.checked(readers.number),
         help=f"L-infinity radii (default: that of the training times {', '.join(map(str, FACTORS))})",
     )
     parser.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smart import settings
+from smart import readers
 from smart.commands import flags
 from smart.commands.shared import Stopped, check_folder
 from smart.demo import run_demo
@@ -14,13 +14,13 @@ from smart.masks import DEFAULT_DENSITY, check_density
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="runs/demo", help="folder of the results (default: %(default)s)")
-    parser.add_argument("--epochs", type=flags.checked(settings.positive), help="(default: as many as train well)")
+    parser.add_argument("--epochs", type=flags.checked(readers.positive), help="(default: as many as train well)")
     parser.add_argument(
-        "--seed", type=flags.checked(settings.whole), default=0, help="of everything random (default: 0)"
+        "--seed", type=flags.checked(readers.whole), default=0, help="of everything random (default: 0)"
     )
     parser.add_argument(
         "--density",
-        type=flags.checked(settings.density),
+        type=flags.checked(readers.density),
         default=check_density(DEFAULT_DENSITY),
         help=f"part of the weights each path keeps, in (0, 1]; D or CLEAN,ADV (default: {DEFAULT_DENSITY})",
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from smart import settings
+from smart import readers
 from smart.named_attacks import check_attack
 from smart.settings import ALL, DATA, Setting
 from smart.text import show
@@ -21,7 +21,7 @@ ATTACKS = (
     "autoattack, or apgd-ce, apgd-t, fab-t of it"
 )
 DTYPES = ("float32", "bfloat16", "float16")
-_METAVARS = {settings.whole: "N", settings.positive: "N", settings.number: "X", settings.share: "X"}
+_METAVARS = {readers.whole: "N", readers.positive: "N", readers.number: "X", readers.share: "X"}
 
 
 def data(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def example_shape(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--example-shape",
         nargs=4,
-        type=checked(settings.positive),
+        type=checked(readers.positive),
         metavar=("N", "C", "H", "W"),
         help="random images of this shape instead of data",
     )
@@ -44,7 +44,7 @@ def example_shape(parser: argparse.ArgumentParser) -> None:
 
 def batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--batch", type=checked(settings.positive), default=16, help="images of data to measure on (default: 16)"
+        "--batch", type=checked(readers.positive), default=16, help="images of data to measure on (default: 16)"
     )
 
 
@@ -60,13 +60,13 @@ def lambdas(parser: argparse.ArgumentParser) -> None:
 
 def radius(parser: argparse._ActionsContainer) -> None:
     eps(parser)
-    parser.add_argument("--step", type=checked(settings.number), help="PGD step (default: eps / 4)")
+    parser.add_argument("--step", type=checked(readers.number), help="PGD step (default: eps / 4)")
 
 
 def eps(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--eps",
-        type=checked(settings.number),
+        type=checked(readers.number),
         help="L-infinity radius on images in [0, 1] (default: that of the training)",
     )
 
@@ -74,11 +74,11 @@ def eps(parser: argparse._ActionsContainer) -> None:
 def number(parser: argparse._ActionsContainer, name: str, default: int | None, text: str) -> None:
     """A flag for an integer of at least 1."""
     shown = "" if default is None else f" (default: {default})"
-    parser.add_argument(name, type=checked(settings.positive), default=default, help=text + shown)
+    parser.add_argument(name, type=checked(readers.positive), default=default, help=text + shown)
 
 
 def seed(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--seed", type=checked(settings.whole), default=0, help="of the attacks (default: 0)")
+    parser.add_argument("--seed", type=checked(readers.whole), default=0, help="of the attacks (default: 0)")
 
 
 def backend(parser: argparse.ArgumentParser) -> None:
@@ -159,6 +159,6 @@ def attack(text: str) -> str:
 
 def dial(text: str) -> float:
     """A lambda in [0, 1]."""
-    value = settings.number(text)
+    value = readers.number(text)
     resolve(value)
     return value

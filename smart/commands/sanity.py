@@ -12,6 +12,7 @@ from smart import text
 from smart.checkpoint import load_checkpoint
 from smart.commands import flags
 from smart.commands.shared import attack_eps, check_file, data_for, say_written
+from smart.progress import hidden
 from smart.sanity import sanity_checks
 from smart_kernels.files import write_text
 
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
         args.queries,
         args.restarts,
         seed=args.seed,
-        progress=partial(tqdm, desc="sanity", unit="part", disable=not args.progress),
+        progress=partial(tqdm, desc="sanity", unit="part", disable=hidden(args.progress)),
     )
     used = report.settings
     print(

@@ -6,13 +6,17 @@ import argparse
 import shlex
 from pathlib import Path
 
+import torch
+
 from smart import settings, text
 from smart.commands import flags
 from smart.commands.shared import Stopped, check_folder, say_written
 from smart.costs import nonzeros
 from smart.data import ImageData
+from smart.launch import joined
 from smart.layers import SmartNet
 from smart.settings import DATA, MODEL, TRAINING, Settings
+from smart.share import Share
 from smart.train import train
 
 
@@ -22,6 +26,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own settings")
     start.add_argument("--overwrite", action="store_true", help="start anew if --out already holds a run")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write the log for TensorBoard, too, into --out; needs tensorboard"
+    )
     flags.progress(parser)
     flags.device(parser, "auto")
     for title, group in (("data", DATA), ("model", MODEL), ("training", TRAINING)):
@@ -31,21 +38,31 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    with joined(args.device) as device:
+        _run(args, device, Share.current().leads)
+
+
+def _run(args: argparse.Namespace, device: torch.device, leads: bool) -> None:
+    """Trains; of several processes only the one that ``leads`` writes and prints."""
     out = Path(args.out)
     chosen = _train_settings(args, out)
     check_folder(out)
     data = chosen.load_data()
-    model = chosen.create_model_for(data, args.device)
+    model = chosen.create_model_for(data, device)
     go_on = f"smart train --resume --out {shlex.quote(str(out))}"
     # The settings must lie in the folder of a run from its first step on, and must not change those of another run.
     started = (out / "config.json").exists()
-    if not started or args.overwrite:
+    if leads and (not started or args.overwrite):
         chosen.write(out)
-    print(f"{data.name}: {_count(data)}; {chosen.model['model']} by {model.method}, {_alive(model)}")
+    if leads:
+        print(f"{data.name}: {_count(data)}; {chosen.model['model']} by {model.method}, {_alive(model)}")
+    keep = args.resume, args.progress, args.overwrite, args.tensorboard
     try:
-        result = train(model, data, chosen.config, out, args.resume, args.progress, args.overwrite)
+        result = train(model, data, chosen.config, out, *keep, command=args.command_line)
     except KeyboardInterrupt as error:
         raise Stopped(f"stopped; {out} keeps every finished epoch, go on with: {go_on}") from error
+    if not leads:
+        return
     best = result.best
     print(
         f"best epoch {best['epoch']} of {len(result.history)}, on the validation images: clean path "

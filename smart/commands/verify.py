@@ -9,7 +9,7 @@ from functools import partial
 from tqdm import tqdm
 
 import smart_kernels
-from smart import settings, text
+from smart import readers, text
 from smart.checkpoint import load_checkpoint
 from smart.commands import flags
 from smart.commands.shared import (
@@ -21,6 +21,7 @@ from smart.commands.shared import (
     say_errors,
     say_written,
 )
+from smart.progress import hidden
 from smart.verify import verify_robustness
 from smart_kernels.files import write_text
 
@@ -33,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.number(parser, "--limit", 256, "test images to compare on")
     parser.add_argument(
         "--tolerance",
-        type=flags.checked(settings.number),
+        type=flags.checked(readers.number),
         help="largest relative error accepted (default: by dtype, 1e-4 for float32)",
     )
     attacks = parser.add_argument_group("attacks", "on labelled images; both networks must hold up alike")
@@ -41,7 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.number(attacks, "--steps", 20, "of PGD, through the checkpoint's gradients")
     attacks.add_argument(
         "--queries",
-        type=flags.checked(settings.whole),
+        type=flags.checked(readers.whole),
         default=100,
         help="of the Square Attack on the swapped network itself; 0 leaves it out (default: 100)",
     )
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         tolerance=args.tolerance,
         strict=False,
-        progress=partial(tqdm, desc="verify", unit="batch", disable=not args.progress),
+        progress=partial(tqdm, desc="verify", unit="batch", disable=hidden(args.progress)),
     )
     say_errors(found.errors, images)
     used = found.settings

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from small import make_model
 from torch import nn
 
-from smart.layers import DualBatchNorm2d, SmartConv2d, eval_mode
+from smart.layers import DualBatchNorm2d, SmartConv2d
+from smart.modes import eval_mode
 from smart.rewire import Rewirer
 from smart_kernels import paths
 
