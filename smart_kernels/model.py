@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from smart_kernels import lowering, paths
+from smart_kernels.backends import find
 from smart_kernels.backends.cpu import DTYPES
+from smart_kernels.compact_nets import CompactNets
+from smart_kernels.compaction import Compact
 from smart_kernels.cuda_graphs import CudaGraphs
 from smart_kernels.modules import SparseConv2d
 from smart_kernels.packing import PackedWeight
@@ -19,9 +23,10 @@ from smart_kernels.protocol import reads_path
 from smart_kernels.report import Report, Row
 from smart_kernels.timing import interleave, percentile
 from smart_kernels.timings import SHARED, Timings
+from smart_kernels.ways import may_rewrite, tell_compact, ways_of
 
 PROGRAM_BUDGET_S = 0.5
-MAX_GRAPHS = 4  # input shapes that programs are kept for
+MAX_GRAPHS = 8  # input shapes, times the compact networks of paths, that programs are kept for
 
 
 class SparseModel(nn.Module):
@@ -32,12 +37,14 @@ class SparseModel(nn.Module):
     and ``load_state_dict`` work as ever, the latter for states of the same masks; values written into buffers by other
     ways may not be noticed. It has no training mode.
 
-    On the CPU whole stretches of it run as one call (:mod:`smart_kernels.programs`) where that was measured to be
-    faster. On an NVIDIA GPU :meth:`capture` makes batches one launch.
+    On the CPU whole stretches of it run as one call (:mod:`smart_kernels.programs`), and where paths drop channels its
+    activations carry only those that live (:mod:`smart_kernels.compaction`): each where that was measured to be faster.
+    On an NVIDIA GPU :meth:`capture` makes batches one launch.
 
     Attributes:
         paths: names of its paths.
-        runs_programs: whether they do.
+        runs_programs: whether stretches do.
+        runs_compact: whether activations are compact.
         uncaptured: why the network is not one graph but was swapped module by module; None if it is a graph.
         stages: that its layers are divided into, each of which can run on a path of its own; 0 if there are none.
     """
@@ -57,11 +64,13 @@ class SparseModel(nn.Module):
         self.uncaptured = uncaptured
         self.stages = stages
         self.runs_programs = False
+        self.runs_compact = False
         self._rows = list(rows)
         self._takes_path = takes_path
         # Graphs with programs in them by input shape, made when first needed. In a dict, so that they are no part of
         # this module's state: they share the layers of `net`.
-        self._graphs: dict[torch.Size, nn.Module] = {}
+        self._graphs: dict[tuple[nn.Module, torch.Size], nn.Module] = {}
+        self._compact = CompactNets()
         self._captured: CudaGraphs | None = None
         self.register_load_state_dict_pre_hook(_check_state)
         self.register_load_state_dict_post_hook(_forget_graphs)
@@ -111,7 +120,7 @@ class SparseModel(nn.Module):
             ValueError: the example is not on a GPU, or such calls cannot be captured.
         """
         if self._captured is None:
-            self._captured = CudaGraphs(self._run_any, lambda: [dict(conv._bound) for _, conv in self._convs()])
+            self._captured = CudaGraphs(self._run_any, self._held)
         for each in self.paths if path is None else (path,):
             if isinstance(each, Tensor) and not self._runs_samples():
                 raise ValueError("a batch whose samples have paths of their own is split here, so it cannot be a graph")
@@ -119,9 +128,14 @@ class SparseModel(nn.Module):
             self._captured.begin(example, chosen)
         return self
 
+    def _held(self) -> list[Any]:
+        """What captured graphs read and this network might drop."""
+        return [*(dict(conv._bound) for _, conv in self._convs()), *self._compact]
+
     def _forget(self) -> None:
-        """Drops graphs of either kind."""
+        """Drops graphs of either kind, and compact networks."""
         self._graphs.clear()
+        self._compact.forget()
         if self._captured is not None:
             self._captured.forget()
 
@@ -139,47 +153,87 @@ class SparseModel(nn.Module):
         )
 
     def _run(self, x: Tensor, path: paths.Path | paths.Samples) -> Any:
+        net, name = self.net, path
+        if not isinstance(path, paths.Samples) and (self.runs_compact or self.runs_programs) and may_rewrite(x):
+            compact = self._compact.of(net, path, self.paths) if self.runs_compact else None
+            if compact is not None:
+                net, name = compact.net, compact.name
+            if self.runs_programs and x.dtype in DTYPES:
+                net = self._graph_for(net, x)
         # Layers that were left as they were read the path from here.
         with paths.running(path):
-            programs = self.runs_programs and not isinstance(path, paths.Samples) and _may_run_programs(x)
-            net = self._graph_for(x) if programs else self.net
-            return net(x, path=path) if self._takes_path else net(x)
+            return net(x, path=name) if self._takes_path else net(x)
 
-    def _graph_for(self, x: Tensor) -> nn.Module:
-        graph = self._graphs.get(x.shape)
+    def _graph_for(self, net: nn.Module, x: Tensor) -> nn.Module:
+        graph = self._graphs.get((net, x.shape))
         if graph is None:
             if len(self._graphs) >= MAX_GRAPHS:
                 self._graphs.clear()
-            rewritten = lowering.rewrite(self.net, x)
-            graph = self._graphs[x.shape] = self.net if rewritten is None else rewritten.graph
+            rewritten = lowering.rewrite(net, x)
+            graph = self._graphs[net, x.shape] = net if rewritten is None else rewritten.graph
         return graph
 
-    def choose_programs(self, example: Tensor, move: bool = True) -> None:
-        """Measures whether programs are faster for such a batch, and if so uses them.
+    def choose_programs(self, example: Tensor, move: bool = True, planner: Planner | None = None) -> None:
+        """Measures whether programs and compact activations are faster for such a batch, and if so uses them.
 
         Args:
             example: (N, C, H, W).
             move: whether layers with zeros that are faster elsewhere by themselves may move to the CPU kernels where
                 the whole network is the faster for it.
+            planner: of the layers between compact activations; without one activations stay as they are.
         """
-        self.runs_programs = False
+        self.runs_programs = self.runs_compact = False
         self._forget()
-        if self.uncaptured or not _may_run_programs(example):
+        if self.uncaptured or not may_rewrite(example):
             return
-        ways = [lowering.rewrite(self.net, example, move=each) for each in ((False, True) if move else (False,))]
-        ways = [way for way in ways if way is not None]
-        if len(ways) == 2 and not ways[1].moves:
-            ways.pop()  # the same again
-        calls = {net: partial(net, example, path=self.paths[-1]) for net in (self.net, *(way.graph for way in ways))}
-        if len(calls) == 1:
+        path = self.paths[-1]
+        compact = None if planner is None else self._compact.choose(self.net, path, self.paths, planner)
+        ways = ways_of(self.net, path, example, move)
+        if compact is not None:
+            ways += ways_of(compact.net, compact.name, example, move, compact)
+        if len(ways) == 1:
             return
-        with torch.inference_mode():
-            seconds = interleave(calls, PROGRAM_BUDGET_S * len(ways))
-        fastest = min(calls, key=lambda net: percentile(seconds[net], 50))
-        for way in ways:
-            if way.graph is fastest:
-                self.runs_programs = True
-                self._move(way.moves)
+        with torch.inference_mode(), paths.running(path):
+            seconds = interleave({way: way.call(example) for way in ways}, PROGRAM_BUDGET_S * (len(ways) - 1))
+        fastest = min(ways, key=lambda way: percentile(seconds[way], 50))
+        self.runs_programs = fastest.programs is not None
+        if fastest.compact is None:
+            self._compact.forget()
+            self._move(fastest.programs.moves if fastest.programs else {})
+        else:
+            self._compact.plan |= dict.fromkeys(fastest.moved, lowering.BACKEND)
+            self.use_compact()
+
+    def use_compact(self) -> None:
+        """Runs every path with compact activations from now on, where it drops channels enough, and says so in rows."""
+        self._forget()
+        self.runs_compact = True
+        nets, rows, counted = self._compact_nets(), {row.name: row for row in self._rows}, set()
+        self._cut_dense()
+        for name, conv in self._convs():
+            if name in rows:
+                tell_compact(rows[name], name, conv, nets, conv.packed not in counted)
+                counted.add(conv.packed)
+
+    def _cut_dense(self) -> None:
+        """Layers that compact ones run instead of need no masked copies of the whole weight."""
+        channels, cut = find("channels"), {}
+        for _, conv in self._convs():
+            if conv.backend != DENSE:
+                continue
+            if conv.packed not in cut:
+                weight, masks = conv.packed.unpack()
+                fits = channels.supports(conv.geometry, weight.dtype, weight.device) and channels.suits(masks)
+                cut[conv.packed] = channels.pack(weight, masks) if fits else None
+            if cut[conv.packed] is not None:
+                conv.use(cut[conv.packed], channels.name)
+
+    def _compact_nets(self) -> list[Compact]:
+        """Those of the named paths."""
+        if not self.runs_compact:
+            return []
+        found = [self._compact.of(self.net, name, self.paths) for name in self.paths]
+        return [each for each in found if each is not None]
 
     def _move(self, moves: Mapping[SparseConv2d, PackedWeight]) -> None:
         """Runs layers on the CPU kernels, as parts of programs, and says so in their rows."""
@@ -220,21 +274,32 @@ class SparseModel(nn.Module):
             conv.register_forward_pre_hook(lambda m, inputs: shapes.update({m: m.kernel_shape(inputs[0].shape, m.pad)}))
             for _, conv in self._convs()
         ]
-        runs_programs, self.runs_programs = self.runs_programs, False  # they call no layers, so no hooks
+        # Programs and compact networks do not call these layers, so no hooks.
+        ways = self.runs_programs, self.runs_compact
+        self.runs_programs = self.runs_compact = False
         try:
             with torch.no_grad():
                 self._run_any(example, self.paths[0])
         finally:
-            self.runs_programs = runs_programs
+            self.runs_programs, self.runs_compact = ways
             for hook in hooks:
                 hook.remove()
         for conv, shape in shapes.items():
             conv.input_shape = tuple(shape)
         self._plan([name for name, _ in self._convs()], planner)
-        if measure and backend != DENSE:
-            self.choose_programs(example, move=backend == AUTO)
+        self.choose_way(example, planner)
         timings.save()
         return self.report()
+
+    def choose_way(self, example: Tensor, planner: Planner) -> None:
+        """Chooses how its layers, which the planner planned, run together; measured, if the planner measures."""
+        self.runs_compact = False
+        if planner.backend == DENSE or self.uncaptured:
+            return
+        if planner.measure:
+            self.choose_programs(example, planner.backend == AUTO, replace(planner, strict=False))
+        elif self._compact.choose(self.net, self.paths[-1], self.paths, replace(planner, strict=False)) is not None:
+            self.use_compact()
 
     def train(self, mode: bool = True) -> SparseModel:
         """Stays in eval mode: the batch norms are folded, so there is nothing to train."""
@@ -243,12 +308,15 @@ class SparseModel(nn.Module):
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights of all swapped layers, all paths together."""
-        return sum({id(conv.packed): conv.packed.nbytes for _, conv in self._convs()}.values())
+        own = sum({id(conv.packed): conv.packed.nbytes for _, conv in self._convs()}.values())
+        return own + sum(net.nbytes for net in self._compact_nets())
 
     @property
     def total_bytes(self) -> int:
         """Bytes of everything the network holds: convolutions, scales and biases, other layers."""
         tensors = {id(t): t for t in (*self.parameters(), *self.buffers())}
+        for compact in self._compact_nets():
+            tensors |= {id(t): t for t in (*compact.net.parameters(), *compact.net.buffers())}
         return sum(t.numel() * t.element_size() for t in tensors.values())
 
     def _convs(self) -> Iterator[tuple[str, SparseConv2d]]:
@@ -283,18 +351,13 @@ class SparseModel(nn.Module):
         if moved:
             self._plan(moved, Planner())
             self.runs_programs = False
+            if self.runs_compact:
+                self._compact.plan = {}
+                self.use_compact()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_graphs": {}, "_captured": None}
-
-
-def _may_run_programs(x: Tensor) -> bool:
-    """Whether a program may take this input: one dtype, no gradients, and no part of a larger graph."""
-    follows = x.requires_grad and torch.is_grad_enabled()
-    if follows or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-        return False
-    return x.dim() == 4 and x.dtype in DTYPES
+        return {**self.__dict__, "_graphs": {}, "_captured": None, "_compact": copy.deepcopy(self._compact)}
 
 
 def _place(conv: SparseConv2d) -> tuple[torch.device, torch.dtype]:

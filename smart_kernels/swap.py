@@ -12,7 +12,7 @@ from smart_kernels import fusion
 from smart_kernels.graph_builder import GraphBuilder
 from smart_kernels.model import SparseModel
 from smart_kernels.module_builder import ModuleBuilder
-from smart_kernels.planner import AUTO, DENSE, Planner
+from smart_kernels.planner import AUTO, Planner
 from smart_kernels.protocol import has_zeros, is_conv, is_linear, paths_of
 from smart_kernels.report import Report
 from smart_kernels.settle import private_copy, settle
@@ -93,8 +93,9 @@ def swap(
         original, example = original.to(dtype), example.to(dtype)
     _check_example(original, example)
     sparse = _build(original, example, planner)
-    if measure and backend != DENSE:
-        sparse.choose_programs(example, move=backend == AUTO)
+    sparse.choose_way(example, planner)
+    if sparse.runs_compact:
+        verify(original, sparse, example)
     timings.save()
     return sparse.report() if dry_run else sparse
 

@@ -98,6 +98,8 @@ def single_path(sparse: SparseModel, path: paths.Path) -> SparseModel:
             )
     single = copy.deepcopy(sparse, replaced)
     single.paths, single.stages = (name,), 0
+    if sparse.runs_compact and (compact := sparse._compact.of(sparse.net, path, sparse.paths)) is not None:
+        single.net, single.runs_compact = copy.deepcopy(compact.net), False
     return single.eval()
 
 

@@ -105,9 +105,9 @@ def test_networks_of_them_are_one_program(poisoned, batch):
     sparse = swap(model, x, backend="cpu", measure=False)
     sparse.runs_programs = True
     assert max(verify(model, sparse, x).values()) < 1e-5
-    inside = list(sparse._graph_for(x).graph.find_nodes(op="call_module"))
+    inside = list(sparse._graph_for(sparse.net, x).graph.find_nodes(op="call_module"))
     assert len(inside) == 1
-    (program,) = [m for m in sparse._graph_for(x).modules() if isinstance(m, programs.Program)]
+    (program,) = [m for m in sparse._graph_for(sparse.net, x).modules() if isinstance(m, programs.Program)]
     assert sum(isinstance(step.module, SparseConv2d) for step in program.steps) == 9
 
 

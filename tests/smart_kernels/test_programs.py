@@ -64,7 +64,7 @@ def forced(model, x, dtype=None):
 
 
 def programs_of(sparse, x):
-    return [module for module in sparse._graph_for(x).modules() if isinstance(module, programs.Program)]
+    return [module for module in sparse._graph_for(sparse.net, x).modules() if isinstance(module, programs.Program)]
 
 
 @pytest.mark.parametrize("batch", [1, 2 * LANES])
@@ -74,7 +74,9 @@ def test_programs_of_bfloat16_networks(batch):
     half, full = forced(model, x, torch.bfloat16), forced(model, x.float())
     assert len(programs_of(half, x)) == len(programs_of(full, x.float())) == 1
     for path in ("clean", "adv", 0.3):
-        ours, truth = (net._graph_for(each).program_0(path, each) for net, each in ((half, x), (full, x.float())))
+        ours, truth = (
+            net._graph_for(net.net, each).program_0(path, each) for net, each in ((half, x), (full, x.float()))
+        )
         for y, expected in zip(ours, truth, strict=True):
             assert y.dtype == torch.bfloat16
             error = (y.float() - expected).abs().max() / expected.abs().max()
