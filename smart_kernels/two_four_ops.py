@@ -10,6 +10,7 @@ Arguments that both take:
     order, first: None, or (N,) int32, the samples sorted by path, and (1,) int32, how many run on the first, whose
         slabs begin at 0; ``first_slab`` is the second's then.
     tile: which of ``TILES``; -1 chooses by the size of the layer.
+    column_runs: ``TwoFourWeight.runs`` of the path; with it tiles are at most 64 channels tall.
 
 Both give results in channels_last.
 """
@@ -54,6 +55,7 @@ if missing() is None:
         order,
         first,
         tile=-1,
+        column_runs=None,
     ):
         return _result(x, geometry)
 
@@ -78,6 +80,7 @@ if missing() is None:
         affine_bias,
         affine_relu,
         tile=-1,
+        column_runs=None,
     ):
         return _result(x, geometry), _result(x, geometry)
 

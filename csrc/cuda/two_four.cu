@@ -46,13 +46,15 @@ int choose_tile(const TwoFour& p, int device) {
   if (p.slabs == 1) return 3;
   int processors = 0;
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "counting multiprocessors");
-  if (p.slabs == 2) return thread_blocks<Flat<Element>>(p) >= processors ? 1 : 2;
+  if (p.slabs == 2 || p.column_runs) return thread_blocks<Flat<Element>>(p) >= processors ? 1 : 2;
   return thread_blocks<Large<Element>>(p) >= processors ? 0 : 2;
 }
 
 template <class Element>
 void launch_tile(const TwoFour& p, int64_t tile, int device) {
   const cudaStream_t stream = current_stream(device);
+  SMART_CHECK(!p.column_runs || (tile != 0 && tile < 4), "tile is ", tile,
+              ", but channels of the weight leave out columns: accepted are 1 (flat), 2 (small), 3 (narrow), and -1");
   switch (tile < 0 ? choose_tile<Element>(p, device) : tile) {
     case 0: return launch<Large<Element>>(p, stream);
     case 1: return launch<Flat<Element>>(p, stream);
@@ -68,7 +70,8 @@ struct Operand {
   int64_t first_slab;
 };
 
-TwoFour read(const Tensor& x, const Operand& w, const std::vector<int64_t>& geometry) {
+TwoFour read(const Tensor& x, const Operand& w, const std::vector<int64_t>& geometry,
+             const std::optional<Tensor>& column_runs) {
   SMART_CHECK(geometry.size() == 13, "geometry has ", geometry.size(), " numbers: 13 are needed");
   SMART_CHECK(
       x.is_cuda() && x.dim() == 4 && (x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16),
@@ -79,9 +82,19 @@ TwoFour read(const Tensor& x, const Operand& w, const std::vector<int64_t>& geom
   TwoFour p = {};
   read_pixels(c, &p);
   p.columns = narrowed(c.kernel_h * c.kernel_w * c.in_channels, "columns");
+  p.slabs = (p.out_channels + kSlabChannels - 1) / kSlabChannels;
+  if (column_runs) {
+    const int64_t runs =
+        column_runs->numel() / ((w.values.size(0) / p.slabs) * ((p.slabs + kTallSlabs - 1) / kTallSlabs));
+    SMART_CHECK(0 < runs && runs * kRunColumns <= p.columns && p.channels % kRunColumns == 0, "column_runs has shape ",
+                shape_of(*column_runs), ": the weight has no such runs of columns");
+    check_kind(*column_runs, "column_runs", x, ScalarType::Int,
+               runs * (w.values.size(0) / p.slabs) * ((p.slabs + kTallSlabs - 1) / kTallSlabs));
+    p.column_runs = static_cast<const int32_t*>(column_runs->const_data_ptr());
+    p.columns = static_cast<int>(runs * kRunColumns);
+  }
   p.steps = (p.columns + kStepColumns - 1) / kStepColumns;
   p.blocks = (p.columns + kBlockColumns - 1) / kBlockColumns;
-  p.slabs = (p.out_channels + kSlabChannels - 1) / kSlabChannels;
   const int64_t step = static_cast<int64_t>(kSlabChannels) * kStepColumns / 2, slabs = w.values.size(0);
   const int64_t extra = w.extra_values.size(0);
   SMART_CHECK(0 <= w.first_slab && w.first_slab + p.slabs <= slabs, "first_slab is ", w.first_slab, ": the weight has ",
@@ -118,10 +131,10 @@ struct Results {
 Results convolve(const Tensor& x, const Operand& weight, const std::vector<int64_t>& geometry,
                  const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
                  const std::optional<Tensor>& residual, bool relu, const std::optional<Tensor>& order,
-                 const std::optional<Tensor>& first, int64_t tile, bool with_second,
-                 const std::optional<Tensor>& second_scale, const std::optional<Tensor>& second_bias,
+                 const std::optional<Tensor>& first, int64_t tile, const std::optional<Tensor>& column_runs,
+                 bool with_second, const std::optional<Tensor>& second_scale, const std::optional<Tensor>& second_bias,
                  bool second_relu) {
-  TwoFour p = read(x, weight, geometry);
+  TwoFour p = read(x, weight, geometry, column_runs);
   SMART_CHECK(order.has_value() == first.has_value(), "order and first go together: give both, or neither");
   p.order = read_indices(order, "order", x, p.batch), p.first = read_indices(first, "first", x, 1);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
@@ -157,10 +170,10 @@ Tensor sparse_conv2d_two_four(Tensor x, Tensor values, Tensor metadata, Tensor e
                               Tensor extra_columns, Tensor extra_starts, int64_t first_slab,
                               std::vector<int64_t> geometry, std::optional<Tensor> scale, std::optional<Tensor> bias,
                               std::optional<Tensor> residual, bool relu, std::optional<Tensor> order,
-                              std::optional<Tensor> first, int64_t tile) {
+                              std::optional<Tensor> first, int64_t tile, std::optional<Tensor> column_runs) {
   const Operand w = {values, metadata, extra_values, extra_metadata, extra_columns, extra_starts, first_slab};
-  return convolve(x, w, geometry, scale, bias, residual, relu, order, first, tile, false, std::nullopt, std::nullopt,
-                  false)
+  return convolve(x, w, geometry, scale, bias, residual, relu, order, first, tile, column_runs, false, std::nullopt,
+                  std::nullopt, false)
       .y;
 }
 
@@ -169,10 +182,11 @@ std::tuple<Tensor, Tensor> sparse_conv2d_affine_two_four(
     Tensor x, Tensor values, Tensor metadata, Tensor extra_values, Tensor extra_metadata, Tensor extra_columns,
     Tensor extra_starts, int64_t first_slab, std::vector<int64_t> geometry, std::optional<Tensor> scale,
     std::optional<Tensor> bias, std::optional<Tensor> residual, bool relu, std::optional<Tensor> order,
-    std::optional<Tensor> first, Tensor affine_scale, Tensor affine_bias, bool affine_relu, int64_t tile) {
+    std::optional<Tensor> first, Tensor affine_scale, Tensor affine_bias, bool affine_relu, int64_t tile,
+    std::optional<Tensor> column_runs) {
   const Operand w = {values, metadata, extra_values, extra_metadata, extra_columns, extra_starts, first_slab};
-  Results results = convolve(x, w, geometry, scale, bias, residual, relu, order, first, tile, true, affine_scale,
-                             affine_bias, affine_relu);
+  Results results = convolve(x, w, geometry, scale, bias, residual, relu, order, first, tile, column_runs, true,
+                             affine_scale, affine_bias, affine_relu);
   return {results.y, *results.second};
 }
 
@@ -194,13 +208,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(smart_kernels, m) {
   m.def(
       "sparse_conv2d_two_four(Tensor x, Tensor values, Tensor metadata, Tensor extra_values, Tensor extra_metadata, "
       "Tensor extra_columns, Tensor extra_starts, int first_slab, int[] geometry, Tensor? scale, Tensor? bias, "
-      "Tensor? residual, bool relu, Tensor? order, Tensor? first, int tile=-1) -> Tensor");
+      "Tensor? residual, bool relu, Tensor? order, Tensor? first, int tile=-1, Tensor? column_runs=None) -> Tensor");
   m.def(
       "sparse_conv2d_affine_two_four(Tensor x, Tensor values, Tensor metadata, Tensor extra_values, "
       "Tensor extra_metadata, Tensor extra_columns, Tensor extra_starts, int first_slab, int[] geometry, "
       "Tensor? scale, Tensor? bias, Tensor? residual, bool relu, Tensor? order, Tensor? first, Tensor affine_scale, "
       "Tensor affine_bias, "
-      "bool affine_relu, int tile=-1) -> (Tensor, Tensor)");
+      "bool affine_relu, int tile=-1, Tensor? column_runs=None) -> (Tensor, Tensor)");
   m.def("two_four_resources(int tile) -> (int, int)");
 }
 

@@ -16,6 +16,8 @@ constexpr int kBlockColumns = kBlockSteps * kStepColumns;    // of which an extr
 constexpr int kCopyElements = 8;                             // of 16 bits, copied together
 constexpr int kBlockCopies = kBlockColumns / kCopyElements;  // of a pixel
 constexpr int kRowBytes = kBlockColumns * sizeof(uint16_t);  // of a pixel in shared memory
+constexpr int kRunColumns = 16;                              // of a run, which is left out as a whole
+constexpr int kTallSlabs = 2;                                // slabs that leave out the same runs
 constexpr int kFragmentElements = 8;                         // of the weight, that a lane gives an instruction
 
 // Passed by value. 16-bit floats are given as their bits.
@@ -32,6 +34,8 @@ struct TwoFour {
   uint16_t* y;
   const float *second_scale, *second_bias;
   uint16_t* second;  // null: there is no second result, y * second_scale + second_bias
+  // Null: a slab has all columns. Else the runs of 16 that each two slabs have, of each path; -1 is a run of zeros.
+  const int32_t* column_runs;
   int batch, height, width, channels;
   int out_channels, out_height, out_width;
   int pixels;  // batch * out_height * out_width
@@ -46,11 +50,18 @@ struct Columns {
   bool exist;
 };
 
-SMART_DEVICE Columns locate_columns(const TwoFour& p, int first) {
+// `runs`: those that the columns come from, or null.
+SMART_DEVICE Columns locate_columns(const TwoFour& p, int first, const int32_t* runs = nullptr) {
+  bool exist = first < p.columns;
+  if (runs && exist) {
+    const int run = runs[first / kRunColumns];
+    exist = run >= 0;
+    first = exist ? run * kRunColumns + first % kRunColumns : 0;
+  }
   const int tap = first / p.channels;
   const int tap_row = tap / p.kernel_w, tap_column = tap - tap_row * p.kernel_w;
   const int row = tap_row * p.dilation_h, column = tap_column * p.dilation_w;
-  return {row * p.width + column, row, column, first - tap * p.channels, first < p.columns};
+  return {row * p.width + column, row, column, first - tap * p.channels, exist};
 }
 
 // Whether these columns read the input at this pixel, and not its padding.

@@ -16,6 +16,11 @@ class TwoFourBody {
     range = locate_tile(p, device.block() / tiles, Traits::kPixels);
     first_slab = p.order && !range.second ? 0 : p.first_slab;
     tile_slab = device.block() % tiles * Traits::kSlabs;
+    if (p.column_runs) {
+      const int tall = (p.slabs + kTallSlabs - 1) / kTallSlabs;
+      const int tile = first_slab / p.slabs * tall + tile_slab / kTallSlabs;
+      runs = p.column_runs + static_cast<int64_t>(tile) * (p.columns / kRunColumns);
+    }
     const int warp = device.thread() / 32;
     warp_slab = warp / Traits::kWarpColumns * Traits::kWarpSlabs;
     warp_pixel = warp % Traits::kWarpColumns * Traits::kWarpPixels;
@@ -77,7 +82,7 @@ class TwoFourBody {
     if (block < p.blocks) {
       char* stage = shared + block % Traits::kStages * Traits::kStageBytes;
       const int part = device.thread() % kBlockCopies;
-      const Columns columns = locate_columns(p, block * kBlockColumns + part * kCopyElements);
+      const Columns columns = locate_columns(p, block * kBlockColumns + part * kCopyElements, runs);
       SMART_UNROLL
       for (int i = 0; i < Traits::kPixels; i += Traits::kThreads / kBlockCopies) {
         const int pixel = i + device.thread() / kBlockCopies;
@@ -265,6 +270,7 @@ class TwoFourBody {
   const TwoFour& p;
   char* const shared;
   Pixel* const pixels;
+  const int32_t* runs = nullptr;
   Range range;
   int first_slab, tile_slab, warp_slab, warp_pixel;
 };

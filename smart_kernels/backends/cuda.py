@@ -114,9 +114,9 @@ def _bind(
     ops = torch.ops.smart_kernels
     op = (ops.sparse_conv2d_two_four if affine is None else ops.sparse_conv2d_affine_two_four).default
     scale, bias = (None if each is None else each.float() for each in (scale, bias))
-    last_arguments: tuple[object, ...] = (tile,)
+    last_arguments: tuple[object, ...] = (tile, packed.runs(path))
     if affine is not None:
-        last_arguments = (affine.scale.float(), affine.bias.float(), affine.relu, tile)
+        last_arguments = (affine.scale.float(), affine.bias.float(), affine.relu, *last_arguments)
     operand, numbers = packed.operand(path), geometry.numbers
 
     def run(

@@ -11,6 +11,10 @@ columns are any of the block's 128, repeated: the kernel gathers them from the s
 needs no second pass over input or output, and any mask is exact, a full one too. ``extra_starts[slab * blocks +
 block]`` says where the extra steps of a slab and block begin.
 
+Masks may keep nothing of whole runs of 16 columns for 64 output channels, as V:N:M masks do. Where a quarter of these
+runs can be left out, they are: a slab then has the columns of the runs that its 64 channels keep, one after the other,
+and ``column_runs`` says which these are. The kernel copies no others.
+
 Both paths have their own slabs, the second's after the first's (once, where masks are equal). Values shared by both
 would halve the memory, but the union of two masks of 20 % exceeds 2:4 in 14 % of groups: more steps for each path.
 """
@@ -18,7 +22,7 @@ would halve the memory, but the union of two masks of 20 % exceeds 2:4 in 14 % o
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,6 +35,9 @@ from smart_kernels.packing.overflow import BLOCK, split
 
 CHANNELS = 8  # 16 bytes
 STEPS = BLOCK // COLUMNS
+RUN = 16  # columns that are left out together
+TALL = 2  # slabs that leave out the same runs: what a tile of the kernel has
+MAX_RUNS = 0.75  # the part of all runs up to which lists of them are worth it: they keep a kernel from its largest tile
 MAX_MIXES = 4  # packed unions kept at once: each costs as much as a path
 MAX_STEPS = 2**31 - 1  # indices are int32
 
@@ -70,13 +77,14 @@ class TwoFourWeight(PackedWeight):
         super().__init__(tuple(weight.shape), tuple(masks))
         self.disabled = False
         self._mixes: OrderedDict[float, TwoFourWeight] = OrderedDict()
-        if self.columns > MAX_STEPS - BLOCK:
+        if self.all_columns > MAX_STEPS - BLOCK:
             raise ValueError(f"a weight of shape {self.shape} has more taps and input channels than an index can name")
         first, second = (masks[self.paths[i]] for i in (0, -1))
         self.copies = 1 if torch.equal(first, second) else 2
-        weight = self._as_blocks(weight.detach())
-        kept = torch.cat([self._as_blocks(mask) for mask in (first, second)[: self.copies]])
-        weight = weight.repeat(self.copies, 1, 1)
+        own = (first, second)[: self.copies]
+        self.register_buffer("column_runs", self._find_runs(own))
+        kept = torch.cat([self._as_blocks(mask, i) for i, mask in enumerate(own)])
+        weight = torch.cat([self._as_blocks(weight.detach(), i) for i in range(self.copies)])
         regular, extra = split(kept)
         values, metadata = encode(self._as_steps(weight), self._as_steps(regular))
         tiles = weight[extra.block].gather(2, extra.columns[:, None].expand(-1, ROWS, -1))
@@ -96,8 +104,13 @@ class TwoFourWeight(PackedWeight):
         return -(-self.shape[1] // CHANNELS) * CHANNELS
 
     @property
-    def columns(self) -> int:
+    def all_columns(self) -> int:
         return self.channels * self.shape[2] * self.shape[3]
+
+    @property
+    def columns(self) -> int:
+        """Columns of a slab: all, or those of the runs it has."""
+        return self.all_columns if self.column_runs is None else self.column_runs.shape[2] * RUN
 
     @property
     def slabs(self) -> int:
@@ -139,6 +152,14 @@ class TwoFourWeight(PackedWeight):
             first,
         )
 
+    def runs(self, path: str | float) -> Tensor | None:
+        """The runs of columns that the slabs of :meth:`operand` have; None if all.
+
+        Returns:
+            int32 (1 or 2 paths, tiles of 64 output channels, runs), ascending, then -1 for none.
+        """
+        return (self._mix(path) if isinstance(path, float) else self).column_runs
+
     def dense(self, path: str | float) -> Tensor:
         if isinstance(path, float):
             mixed = self._mix(path)
@@ -173,6 +194,7 @@ class TwoFourWeight(PackedWeight):
             self.extra_values.dtype
         ):
             raise ValueError(f"the indices are {dtypes}: int32, and uint8 for columns, are needed")
+        self._validate_runs()
         lengths = self.extra_starts.long().diff()
         if int(self.extra_starts[0]) != 0 or int(self.extra_starts[-1]) != extra or bool((lengths < 0).any()):
             raise ValueError("extra steps must ascend from 0 to their number: the packed weight is corrupt")
@@ -187,31 +209,77 @@ class TwoFourWeight(PackedWeight):
         for path in self.paths:
             self._validate_positions(path, block, columns)
 
+    def _validate_runs(self) -> None:
+        if (runs := self.column_runs) is None:
+            return
+        if runs.dtype != torch.int32 or runs.shape[:2] != (self.copies, -(-self.slabs // TALL)):
+            raise ValueError(f"column_runs is {runs.dtype} {tuple(runs.shape)}: int32 for each path and tile is needed")
+        runs = runs.long()
+        inside = (runs >= -1) & (runs < self.all_columns // RUN)
+        # Ascending, and nothing after the first -1.
+        follows = (runs[..., 1:] > runs[..., :-1]) & (runs[..., :-1] >= 0)
+        if not bool(inside.all()) or not bool((follows | (runs[..., 1:] == -1)).all()):
+            raise ValueError("runs of columns do not ascend, or there are no such: the packed weight is corrupt")
+
     def _validate_positions(self, path: str, block: Tensor, columns: Tensor) -> None:
         counts = self._counts(path, block, columns)
         if bool((counts > 1).any()):
             raise ValueError("a weight is held twice: the packed weight is corrupt")
-        if int(self._from_blocks(counts).sum()) != int(counts.sum()):
+        if int(self._from_blocks(counts, self._copy_of(path)).sum()) != int(counts.sum()):
             raise ValueError("there are weights of channels that there are not: the packed weight is corrupt")
 
     # ---- where things are ----
 
-    def _as_blocks(self, weight: Tensor) -> Tensor:
-        """(K, C, R, S), padded, as (slabs * blocks, 32 rows, 128 columns)."""
+    def _find_runs(self, masks: Sequence[Tensor]) -> Tensor | None:
+        """The runs of 16 columns of which each 64 output channels keep anything, as ``column_runs`` has them."""
+        if self.channels % RUN:
+            return None
+        tiles = -(-self.slabs // TALL)
+        alive = torch.stack([self._as_matrix(mask) for mask in masks])
+        alive = F.pad(alive, (0, 0, 0, tiles * TALL * ROWS - alive.shape[1]))
+        alive = alive.reshape(len(masks), tiles, TALL * ROWS, -1, RUN).any(4).any(2)
+        longest = int(alive.sum(2).max())
+        if not 0 < longest <= MAX_RUNS * alive.shape[2]:
+            return None
+        # Those alive first, in their order.
+        order = torch.argsort(~alive, dim=2, stable=True)[..., :longest]
+        return torch.where(alive.gather(2, order), order, -1).to(torch.int32)
+
+    def _as_matrix(self, weight: Tensor) -> Tensor:
+        """(K, C, R, S) as (32 * slabs, all columns)."""
         padded = F.pad(weight, (0, 0, 0, 0, 0, self.channels - self.shape[1])).permute(0, 2, 3, 1).flatten(1)
-        padded = F.pad(padded, (0, self.blocks * BLOCK - self.columns, 0, self.slabs * ROWS - self.shape[0]))
-        return padded.reshape(self.slabs, ROWS, self.blocks, BLOCK).transpose(1, 2).flatten(0, 1)
+        return F.pad(padded, (0, 0, 0, self.slabs * ROWS - self.shape[0]))
+
+    def _columns_of(self, copy: int) -> Tensor:
+        """Where each column of each slab lies among all: (slabs, columns), beyond the last where there is none."""
+        runs = self.column_runs[copy].long().repeat_interleave(TALL, dim=0)[: self.slabs]
+        runs = torch.where(runs < 0, self.all_columns // RUN, runs)
+        return (runs[..., None] * RUN + torch.arange(RUN, device=runs.device)).flatten(1)
+
+    def _as_blocks(self, weight: Tensor, copy: int) -> Tensor:
+        """(K, C, R, S) of a path as (slabs * blocks, 32 rows, 128 columns)."""
+        matrix = self._as_matrix(weight)
+        if self.column_runs is not None:
+            index = self._columns_of(copy).repeat_interleave(ROWS, dim=0)
+            matrix = F.pad(matrix, (0, RUN)).gather(1, index)
+        matrix = F.pad(matrix, (0, self.blocks * BLOCK - self.columns))
+        return matrix.reshape(self.slabs, ROWS, self.blocks, BLOCK).transpose(1, 2).flatten(0, 1)
 
     def _as_steps(self, blocks: Tensor) -> Tensor:
         """(copies * slabs * blocks, 32, 128) as tiles (copies * slabs * steps, 32, 32), the last block cut short."""
         steps = blocks.reshape(-1, self.blocks, ROWS, STEPS, COLUMNS).transpose(2, 3)
         return steps.flatten(1, 2)[:, : self.steps].flatten(0, 1)
 
-    def _from_blocks(self, blocks: Tensor) -> Tensor:
+    def _from_blocks(self, blocks: Tensor, copy: int) -> Tensor:
         """The inverse of :meth:`_as_blocks`."""
         k, c, r, s = self.shape
         rows = blocks.reshape(self.slabs, self.blocks, ROWS, BLOCK).transpose(1, 2).flatten(2).flatten(0, 1)
-        return rows[:k, : self.columns].reshape(k, r, s, self.channels)[..., :c].permute(0, 3, 1, 2).contiguous()
+        rows = rows[:, : self.columns]
+        if self.column_runs is not None:
+            index = self._columns_of(copy).repeat_interleave(ROWS, dim=0)
+            rows = rows.new_zeros(len(rows), self.all_columns + RUN).scatter(1, index, rows)
+        rows = rows[:k, : self.all_columns]
+        return rows.reshape(k, r, s, self.channels)[..., :c].permute(0, 3, 1, 2).contiguous()
 
     def _copy_of(self, path: str) -> int:
         if path not in self.paths:
@@ -256,7 +324,7 @@ class TwoFourWeight(PackedWeight):
         where = (block[step], row, _by_column(self.extra_columns[begin:end]).long()[step, slot])
         weight = weight.index_put(where, tiles[step, row, slot])
         mask = mask.index_put(where, torch.ones_like(row, dtype=torch.bool))
-        return self._from_blocks(weight), self._from_blocks(mask)
+        return self._from_blocks(weight, self._copy_of(path)), self._from_blocks(mask, self._copy_of(path))
 
     def _mix(self, path: float) -> TwoFourWeight:
         mixed = self._mixes.get(path)

@@ -17,7 +17,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is 
 FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-Werror"]
 POINTERS = (
     "x values extra_values metadata extra_metadata extra_columns extra_starts scale bias residual order first y "
-    "second_scale second_bias second"
+    "second_scale second_bias second column_runs"
 )
 NUMBERS = (
     "batch height width channels out_channels out_height out_width pixels kernel_w stride_h stride_w pad_top pad_left "
@@ -57,7 +57,7 @@ def emulated_library() -> ctypes.CDLL:
 
 
 def run(library, x, operand, geometry, tile, *, scale=None, bias=None, residual=None, relu=False, order=None,
-        first=None, affine=None, backwards=False):  # fmt: skip
+        first=None, affine=None, backwards=False, column_runs=None):  # fmt: skip
     """What the operator does on a GPU, to a path's :class:`smart_kernels.packing.two_four.Operand`.
 
     Returns:
@@ -65,6 +65,8 @@ def run(library, x, operand, geometry, tile, *, scale=None, bias=None, residual=
     """
     n, k, p, q = geometry.output_shape(x.shape)
     columns = -(-x.shape[1] // 8) * 8 * geometry.weight_shape[2] * geometry.weight_shape[3]
+    if column_runs is not None:
+        columns = column_runs.shape[2] * 16
     x = x.contiguous(memory_format=torch.channels_last)
     results = [
         torch.full((n, k, p, q), float("nan"), dtype=x.dtype).contiguous(memory_format=torch.channels_last)
@@ -75,7 +77,7 @@ def run(library, x, operand, geometry, tile, *, scale=None, bias=None, residual=
     tensors = [
         x, operand.values, operand.extra_values, operand.metadata, operand.extra_metadata, operand.extra_columns,
         operand.extra_starts, scale, bias, residual, order, first, results[0], second_scale, second_bias,
-        None if affine is None else results[1],
+        None if affine is None else results[1], column_runs,
     ]  # fmt: skip
     numbers = [
         n, *x.shape[2:], x.shape[1], k, p, q, n * p * q, geometry.weight_shape[3], *geometry.stride,

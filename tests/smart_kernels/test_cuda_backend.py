@@ -7,6 +7,7 @@ import torch
 from emulated import emulated_library, run
 from networks import TwoPaths
 from torch._subclasses import FakeTensorMode
+from two_four_cases import slab_masks
 
 from smart_kernels import load, native, save, swap, two_four_ops, verify
 from smart_kernels.backends import BACKENDS, Affine, Verdict
@@ -33,17 +34,19 @@ def emulated():
         pytest.skip("g++ is not installed")
     compiled = emulated_library()
 
-    def convolve(x, *arguments, affine=None, tile=-1):
+    def convolve(x, *arguments, affine=None, tile=-1, column_runs=None):
         *tensors, numbers, scale, bias, residual, relu, order, first = arguments
         name = "small" if tile < 0 else TILES[tile]
         return run(compiled, x, Operand(*tensors), Geometry.of_numbers(numbers), name, scale=scale, bias=bias,
-                   residual=residual, relu=relu, order=order, first=first, affine=affine)  # fmt: skip
+                   residual=residual, relu=relu, order=order, first=first, affine=affine,
+                   column_runs=column_runs)  # fmt: skip
 
     def plain(*arguments):
-        return convolve(*arguments[:15], tile=arguments[15] if len(arguments) > 15 else -1)
+        return convolve(*arguments[:15], **dict(zip(("tile", "column_runs"), arguments[15:], strict=False)))
 
     def affine(*arguments):
-        return convolve(*arguments[:15], affine=arguments[15:18], tile=arguments[18] if len(arguments) > 18 else -1)
+        last = dict(zip(("tile", "column_runs"), arguments[18:], strict=False))
+        return convolve(*arguments[:15], affine=arguments[15:18], **last)
 
     library = torch.library.Library("smart_kernels", "IMPL", "CPU")
     library.impl("sparse_conv2d_two_four", plain)
@@ -186,6 +189,24 @@ def test_a_swapped_network_runs_on_it(emulated, monkeypatch, tmp_path):
         save(sparse, tmp_path / "net.safetensors")
         again = load(tmp_path / "net.safetensors")
         torch.testing.assert_close(again(images, path="adv"), apart[0], rtol=1e-2, atol=1e-2)
+
+
+@needs_operators
+@pytest.mark.parametrize("path", ["clean", "adv", 0.5, "samples"])
+def test_runs_of_columns_are_left_out(emulated, path):
+    shape = (160, 32, 3, 3)
+    packed = CUDA.pack(torch.randint(-1, 2, shape).half(), slab_masks(shape, 0.4))
+    geometry, x = Geometry.of(shape, padding=1), torch.randint(-1, 2, (3, 32, 4, 4)).half()
+    if path == "samples":
+        choice = torch.tensor([1, 0, 1])
+        y = CUDA.bind_samples(packed, geometry, None, None, False)(x, None, Samples.of(choice, x))
+        each = [BACKENDS["dense"].bind(packed, geometry, path, None, None, False)(x, None) for path in packed.paths]
+        expected = torch.where(choice[:, None, None, None].bool(), each[1], each[0])
+    else:
+        y, expected = (
+            each.bind(packed, geometry, path, None, None, False)(x, None) for each in (CUDA, BACKENDS["dense"])
+        )
+    assert packed.column_runs is not None and torch.equal(y, expected)
 
 
 @needs_operators

@@ -6,7 +6,7 @@ Numbers are small integers, whose sums 16-bit floats hold: results must be equal
 import pytest
 import torch
 from emulated import emulated_library, needs_compiler, run
-from two_four_cases import CASES, DTYPES, integers, layer, reference
+from two_four_cases import CASES, DTYPES, integers, layer, reference, slab_masks
 
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import TwoFourWeight
@@ -71,6 +71,18 @@ def test_a_lambda_runs_on_the_union(library):
     x = integers(1, 16, 4, 4)
     y = run(library, x, packed.operand(0.5), geometry, "narrow")
     assert torch.equal(y.double(), reference(x, packed, geometry, 0.5))
+
+
+@pytest.mark.parametrize("tile", TILES[1:])
+@pytest.mark.parametrize("case", [((160, 32, 3, 3), {"padding": 1}), ((32, 80, 1, 2), {"stride": 2})], ids=str)
+def test_runs_of_columns_are_left_out(library, case, tile):
+    shape, arguments = case
+    packed = TwoFourWeight(integers(*shape), slab_masks(shape, 0.4))
+    geometry, x = Geometry.of(shape, **arguments), integers(2, shape[1], 6, 5)
+    assert packed.column_runs is not None
+    for path in ("clean", "adv", 0.5):
+        y = run(library, x, packed.operand(path), geometry, tile, column_runs=packed.runs(path))
+        assert torch.equal(y.double(), reference(x, packed, geometry, path))
 
 
 def test_fractions_are_summed_in_float32(library):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mma_sp import operand
+from two_four_cases import slab_masks
 
 from smart_kernels import pack
 from smart_kernels.packing import TwoFourWeight
@@ -243,3 +244,35 @@ def test_buffers_of_other_shapes_or_dtypes_are_refused(name):
         packed.check_state({name: packed.state_dict()[name][:-1].clone()})
     with pytest.raises(ValueError, match="are needed"):
         packed.check_state({name: packed.state_dict()[name].to(torch.float64)})
+
+
+@pytest.mark.parametrize("shape", [(160, 64, 3, 3), (32, 48, 1, 5), (64, 32, 1, 2)], ids=str)
+def test_runs_of_columns_that_no_channel_keeps_are_left_out(shape):
+    weight, masks = torch.randn(shape).half(), slab_masks(shape, 0.3)
+    packed = TwoFourWeight(weight, masks)
+    assert packed.column_runs is not None and packed.columns < packed.all_columns
+    assert packed.nbytes <= 0.6 * packed.steps * 32 / packed.all_columns * 2 * 2 * weight.numel()
+    for path, mask in masks.items():
+        assert torch.equal(packed.dense(path), weight.where(mask, 0)) and torch.equal(packed.mask(path), mask)
+        assert packed.extra_steps(path) == 0
+    assert torch.equal(TwoFourWeight(*packed.unpack()).values, packed.values)
+
+
+def test_all_runs_stay_where_few_can_go_or_they_do_not_divide():
+    for shape, keep in (((64, 64, 3, 3), 0.95), ((64, 48, 1, 1), 0.0), ((64, 24, 3, 3), 0.3)):
+        mask = torch.rand(shape) < keep if shape[1] % 16 else slab_masks(shape, keep)["clean"]
+        assert TwoFourWeight(torch.ones(shape).half(), {"clean": mask}).column_runs is None
+
+
+@pytest.mark.parametrize(
+    ("index", "value"), [((0, 0, 0), 36), ((0, 0, 0), -2), ((0, 0, 1), 0), ((1, 0, 0), -1), ((0, 0, 0), 2**31 - 1)]
+)
+def test_corrupt_runs_are_refused(index, value):
+    shape = (64, 64, 3, 3)
+    packed = TwoFourWeight(torch.randn(shape).half(), slab_masks(shape, 0.3))
+    state = {name: tensor.clone() for name, tensor in packed.state_dict().items()}
+    state["column_runs"][index] = value
+    with pytest.raises(ValueError, match="corrupt"):
+        packed.check_state(state)
+    with pytest.raises(ValueError, match="int32 for each path"):
+        packed.check_state({"column_runs": packed.column_runs.long()})

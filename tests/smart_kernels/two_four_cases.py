@@ -44,3 +44,14 @@ CASES = {
     "padding of same": ((16, 8, 2, 4), (1, 6, 6), {"padding": "same"}),
     "more padding than input": ((8, 8, 3, 3), (1, 2, 2), {"padding": 4}),
 }
+
+
+def slab_masks(shape, keep, tall=64):
+    """Masks of two paths, 2:4 inside of those runs of 16 input channels that ``tall`` output channels keep at a tap."""
+    k, c, r, s = shape
+    masks = {}
+    for name in ("clean", "adv"):
+        runs = torch.rand(-(-k // tall), c // 16, r, s) < keep
+        inside = torch.rand(k, c // 4, 4, r, s).argsort(dim=2).argsort(dim=2) < 2
+        masks[name] = runs.repeat_interleave(tall, 0)[:k].repeat_interleave(16, 1) & inside.flatten(1, 2)
+    return masks
