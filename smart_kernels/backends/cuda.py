@@ -114,7 +114,10 @@ def _bind(
     ops = torch.ops.smart_kernels
     op = (ops.sparse_conv2d_two_four if affine is None else ops.sparse_conv2d_affine_two_four).default
     scale, bias = (None if each is None else each.float() for each in (scale, bias))
-    last_arguments: tuple[object, ...] = (tile, packed.runs(path))
+    runs = packed.runs(path)
+    if runs is not None and tile >= len(two_four_ops.TILES):
+        tile = -1  # kernels of other generations read all columns
+    last_arguments: tuple[object, ...] = (tile, runs)
     if affine is not None:
         last_arguments = (affine.scale.float(), affine.bias.float(), affine.relu, *last_arguments)
     operand, numbers = packed.operand(path), geometry.numbers
