@@ -39,7 +39,7 @@ gpu: $(if $(LIBRARY),,$(READY))  ## Tests and measures on an NVIDIA GPU, within 
 	$(BIN)/python -m pytest tests/gpu
 	$(BIN)/python -m benchmarks.run --suite gpu --append --limit $(GPU_SECONDS)
 
-results: $(READY)  ## Rewrites README's tables and picture from benchmarks/results
+results: $(READY)  ## Rewrites the tables and pictures of README.md and docs from benchmarks/results
 	$(BIN)/python -m benchmarks.report
 
 sanitize: $(READY)  ## Tests the C++ kernels under the address and undefined-behaviour sanitizers

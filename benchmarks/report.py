@@ -1,7 +1,7 @@
 """Turns result files into the tables people read: ``python -m benchmarks.report`` (``make results``).
 
-It rewrites what stands between the markers of README.md and docs/cpu.md, docs/coverage.md, and docs/images/cpu.png;
-with up-to-date files it changes nothing.
+It rewrites what stands between the markers of README.md, docs/cpu.md and docs/designing-masks.md, docs/coverage.md, and
+the pictures of the CPU suite and the studies in docs/images; with up-to-date files it changes nothing.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import layers
+from benchmarks.studies import plots as study_plots
+from benchmarks.studies import tables as study_tables
+from benchmarks.studies.cases import STUDIES
 from smart import plots
 from smart.bench import SPARSE
 from smart.bench_tables import markdown
@@ -25,7 +29,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 COVERAGE = ROOT / "docs" / "coverage.md"
 KERNELS = ROOT / "docs" / "cpu.md"
-PICTURE = ROOT / "docs" / "images" / "cpu.png"
+MASKS = ROOT / "docs" / "designing-masks.md"
+IMAGES = ROOT / "docs" / "images"
+PICTURE = IMAGES / "cpu.png"
 DEMO = RESULTS / "demo"  # reports of `smart demo`, one a seed
 BEGIN, END = "<!-- {}: written by `make results` -->", "<!-- end of {} -->"
 
@@ -71,10 +77,32 @@ def seeds() -> str:
     return "\n".join(lines)
 
 
+def studies_file() -> Path:
+    """The newest results of the studies."""
+    return max((RESULTS / "studies").glob("*.json"), key=lambda file: file.stem[-len("2000-01-01") :])
+
+
+def study(name: str) -> str:
+    """The table of one study."""
+    return study_tables.markdown(read(studies_file()), name)
+
+
+def studies_note() -> str:
+    """What all studies have in common, and where they come from."""
+    file = studies_file()
+    return study_tables.note(read(file), f"[{file.name}](../benchmarks/results/studies/{file.name})")
+
+
 # Page -> the parts it has, and what writes each.
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     README: {"results": suite, "demo": demo, "seeds": seeds},
     KERNELS: {"layers": layer_rates},
+    MASKS: {"studies": studies_note, **{name: partial(study, name) for name in STUDIES}},
+}
+# Pictures of the studies, and what draws each.
+STUDY_PICTURES: dict[str, Callable[..., None]] = {
+    "methods.png": partial(study_plots.plot_trade_off, study="methods"),
+    "choices.png": partial(study_plots.plot_choices, studies=[name for name in STUDIES if name != "methods"]),
 }
 
 
@@ -141,9 +169,18 @@ def _coverage_table(results: Mapping[str, Any], name: str) -> str:
 
 def draw() -> None:
     """Draws the newest results of the CPU suite, unless the picture shows them already."""
-    file = newest("cpu-cpu")
-    if not PICTURE.exists() or not is_of(PICTURE, file):
-        plots.plot_benchmark(PICTURE, read(file), comment=_digest(file))
+    _draw_anew(PICTURE, newest("cpu-cpu"), plots.plot_benchmark)
+
+
+def draw_studies() -> None:
+    """Draws the newest results of the studies, unless the pictures show them already."""
+    for name, plot in STUDY_PICTURES.items():
+        _draw_anew(IMAGES / name, studies_file(), plot)
+
+
+def _draw_anew(picture: Path, file: Path, plot: Callable[..., None]) -> None:
+    if not picture.exists() or not is_of(picture, file):
+        plot(picture, read(file), comment=_digest(file))
 
 
 def is_of(picture: Path, file: Path) -> bool:
@@ -159,14 +196,15 @@ def _digest(file: Path) -> str:
 
 
 def main() -> None:
-    """Rewrites the pages and the picture."""
+    """Rewrites the pages and the pictures."""
     for page in PAGES:
         page.write_text(updated(page), encoding="utf-8")
     COVERAGE.write_text(coverage(), encoding="utf-8")
     if why := plots.missing():
-        print(f"{PICTURE.name} is left as it is: {why}")
+        print(f"pictures are left as they are: {why}")
     else:
         draw()
+        draw_studies()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.studies.cases import STUDIES
-from benchmarks.studies.tables import Row, clean_accuracy, of_case, robust_accuracy
+from benchmarks.studies.tables import Row, clean_accuracy, measured, of_case, robust_accuracy
 from smart.plots import ADV, CLEAN, picture
 from smart.plots_robustness import MARKERS, RUNS
 from smart.text import short
@@ -56,7 +56,11 @@ def plot_trade_off(file: str | Path, results: Mapping[str, Any], study: str, com
 def plot_choices(
     file: str | Path, results: Mapping[str, Any], studies: Sequence[str], comment: str | None = None
 ) -> None:
-    """What each case of some studies gives on the two paths: a dot for each seed, a line at the mean."""
+    """What each case of some studies gives on the two paths: a dot for each seed, a line at the mean.
+
+    Studies that have not been run are left out.
+    """
+    studies = [name for name in studies if measured(results, name)]
     sizes = [len(STUDIES[name].cases) for name in studies]
     with picture(
         file, (10.8, 0.9 + 0.42 * sum(sizes) + 0.5 * len(sizes)), "What a choice of masks does", comment

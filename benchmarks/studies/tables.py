@@ -13,6 +13,7 @@ from smart_kernels.paths import PATHS
 Row = Mapping[str, Any]
 HEADING = (
     "",
+    "seeds",
     "clean path",
     "attacked",
     "adv path",
@@ -31,6 +32,11 @@ def of_case(rows: Sequence[Row], case: StudyCase) -> list[Row]:
     return sorted((row for row in rows if row["case"] == case.name), key=lambda row: row["seed"])
 
 
+def measured(results: Mapping[str, Any], name: str) -> bool:
+    """Whether there is anything to compare in a study: runs of two cases."""
+    return sum(bool(of_case(results["rows"], case)) for case in STUDIES[name].cases) > 1
+
+
 def clean_accuracy(path: str) -> Callable[[Row], float]:
     """What a row says of a path without an attack, in percent."""
     return lambda row: 100 * row["accuracy"][path]["clean"]
@@ -43,6 +49,8 @@ def robust_accuracy(path: str) -> Callable[[Row], float]:
 
 def markdown(results: Mapping[str, Any], name: str) -> str:
     """The table of one study: a line for each case that has runs."""
+    if not measured(results, name):
+        return "Not measured yet."
     first = of_case(results["rows"], STUDIES[name].cases[0])
     lines = [f"| {' | '.join(HEADING)} |", "|" + "---|" * len(HEADING)]
     for case in STUDIES[name].cases:
@@ -54,6 +62,7 @@ def markdown(results: Mapping[str, Any], name: str) -> str:
 def _cells(runs: Sequence[Row], first: Sequence[Row]) -> list[str]:
     accuracies = [spread(runs, what(path)) for path in PATHS for what in (clean_accuracy, robust_accuracy)]
     return [
+        str(len(runs)),
         *accuracies,
         difference(runs, first, robust_accuracy("adv")),
         _counts(runs, "nonzeros", "adv"),
@@ -76,7 +85,7 @@ def difference(runs: Sequence[Row], others: Sequence[Row], what: Callable[[Row],
     values = [what(row) - of_seed[row["seed"]] for row in runs if row["seed"] in of_seed]
     if not any(values):
         return ""
-    return f"{mean(values):+.1f} ({min(values):+.1f} to {max(values):+.1f})"
+    return f"{mean(values):+.1f}" + (f" ({min(values):+.1f} to {max(values):+.1f})" if len(values) > 1 else "")
 
 
 def in_common(row: Row) -> float:
@@ -93,10 +102,9 @@ def note(results: Mapping[str, Any], link: str) -> str:
     """What the tables are of, in one paragraph."""
     data, recipe, machine = results["data"], results["recipe"], results["machine"]
     sizes = ", ".join(f"{data[split]['images']:,} {split}" for split in ("train", "val", "test"))
-    seeds = len({row["seed"] for row in results["rows"]})
     return (
         f"{data['name']}, {sizes} images; {results['network']}; {recipe['epochs']} epochs, "
-        f"PGD-{recipe['attack_steps']} in training, L-infinity eps {text.show(recipe['eps'])}; {seeds} seeds; "
+        f"PGD-{recipe['attack_steps']} in training, L-infinity eps {text.show(recipe['eps'])}; "
         f"{machine['cpu']}, {results['threads']} thread, torch {results['versions']['torch']}. "
         f"Measured at commit `{results['commit']}` with `{results['command']}`: {link}."
     )

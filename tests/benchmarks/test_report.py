@@ -26,6 +26,40 @@ def test_every_result_file_says_where_it_comes_from():
             assert all(row["max_rel_error"] < TOLERANCE[getattr(torch, row["dtype"])] for row in content["rows"])
 
 
+def test_every_study_says_where_it_comes_from():
+    for file in (report.RESULTS / "studies").glob("*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        assert set(content) >= {"machine", "versions", "commit", "command", "data", "recipe", "rows"}, file.name
+        assert not content["commit"].endswith("-dirty"), f"{file.name} was measured on changed code"
+        assert (
+            all(len(content["data"][split]["sha256"]) == 64 for split in ("train", "val", "test")) and content["rows"]
+        )
+        for row in content["rows"]:
+            assert set(row["accuracy"]) == set(row["robust"]) == {"clean", "adv"}
+            assert row["robust"]["adv"] <= min(row["accuracy"]["adv"].values())
+
+
+def test_pictures_are_of_the_newest_studies():
+    for name in report.STUDY_PICTURES:
+        assert report.is_of(report.IMAGES / name, report.studies_file()), "run `make results`"
+
+
+def test_pictures_of_studies_are_drawn_when_the_results_changed_only(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "studies").mkdir()
+    shutil.copy(report.studies_file(), tmp_path / "studies" / "data-cpu-2000-01-02.json")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "IMAGES", tmp_path)
+    report.draw_studies()
+    before = {name: (tmp_path / name).read_bytes() for name in report.STUDY_PICTURES}
+    ages = {name: (tmp_path / name).stat().st_mtime_ns for name in before}
+    report.draw_studies()
+    assert ages == {name: (tmp_path / name).stat().st_mtime_ns for name in before}
+    (tmp_path / "methods.png").unlink()
+    report.draw_studies()
+    assert (tmp_path / "methods.png").read_bytes() == before["methods.png"]
+
+
 def test_readme_without_markers_is_refused():
     with pytest.raises(ValueError, match="lacks the markers"):
         report.insert("# A title", "results", "a table")

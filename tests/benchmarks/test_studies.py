@@ -135,6 +135,16 @@ def test_cases_of_a_study_of_masks_have_as_many_weights(name, data):
         assert max(count[path] for count in counts) / min(count[path] for count in counts) < 1.03
 
 
+def test_a_study_that_was_not_run_has_no_table(study):
+    content = study("--seeds", "1", "--studies", "patterns at 0.2", "--only", "SMART")
+    assert tables.markdown(content, "patterns at 0.2") == "Not measured yet."
+    content = study("--seeds", "1", "--studies", "patterns at 0.2", "--only", "channels")
+    lines = tables.markdown(content, "patterns at 0.2").splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| SMART, density 0.2", "| channels, 0.2"]
+    assert tables.markdown(content, "overlap") == "Not measured yet."
+    assert len({line.count("|") for line in lines}) == 1
+
+
 def test_tables_give_means_deviations_and_differences_of_equal_seeds():
     first, second = (
         [{"case": name, "seed": seed, "robust": {"adv": value}} for seed, value in enumerate(values)]
@@ -144,6 +154,7 @@ def test_tables_give_means_deviations_and_differences_of_equal_seeds():
     assert tables.spread(first, robust) == "60.0 ± 10.0"
     assert tables.spread(first[:1], robust) == "50.0"
     assert tables.difference(second, first, robust) == "-6.7 (-10.0 to +0.0)"
+    assert tables.difference(second[:1], first, robust) == "-10.0"
     assert tables.difference(second[2:], first[:1], robust) == ""
     assert tables.difference(first, first, robust) == ""
     assert tables.in_common({"nonzeros": {"clean": 10, "adv": 10, "union": 15}}) == 0.5
