@@ -224,10 +224,7 @@ class _Run:
 
         def attack(x: Tensor, y: Tensor, path: str | float | Lambdas, loss: str = "ce") -> Tensor:
             settings = config.eps, config.attack_step, config.attack_steps
-            adv = pgd(self.model, x, y, path, *settings, loss=loss, start=start(x))
-            # What autocast keeps of weights for the attack may have no gradient.
-            torch.clear_autocast_cache()
-            return adv
+            return pgd(self.model, x, y, path, *settings, loss=loss, start=start(x))
 
         with autocast(config.amp, self.device):
             outcome = self.method.loss(self.model, Batch(x, y, attack, step, generator, config, self.share))

@@ -70,7 +70,10 @@ def write_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> dict
     cls, arguments = LAYERS.get(kind, (None, ()))
     if cls is not type(layer) or layer._forward_hooks or layer._forward_pre_hooks:
         hooks = " with hooks" if cls is type(layer) else ""
-        raise ValueError(f"the network holds a {kind}{hooks} ({name}), which a saved network cannot: {sorted(LAYERS)}")
+        raise ValueError(
+            f"the network holds a {kind}{hooks} ({name}), which a saved network cannot: it is none of the "
+            f"{len(LAYERS)} kinds of layers that may be in a file; keep its state_dict, or export it as a program"
+        )
     for key, value in layer.state_dict().items():
         tensors[f"{name}.{key}"] = value
     return {"type": kind, "arguments": {key: _plain(layer, key) for key in arguments}}
@@ -84,7 +87,7 @@ def read_layer(name: str, entry: Mapping[str, object], tensors: Mapping[str, Ten
     """
     kind, given = record(entry, ("type", "arguments"), name)
     if typed(kind, str, "type") not in LAYERS:
-        raise ValueError(f"{name} is a {shown(kind)}: accepted are {sorted(LAYERS)}")
+        raise ValueError(f"{name} is a {shown(kind)}: that is none of the {len(LAYERS)} kinds of layers accepted")
     cls, names = LAYERS[kind]
     values = record(given, names, f"arguments of {name}")
     if not all(fits(value, _ARGUMENT) for value in values):

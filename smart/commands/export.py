@@ -18,6 +18,7 @@ from smart_kernels.export import FORMATS
 from smart_kernels.io import FORMAT as SWAPPED
 from smart_kernels.model import SparseModel
 from smart_kernels.paths import PATHS
+from smart_kernels.paths import Path as ExpertPath
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--path",
         type=flags.checked(_program_path),
         default="both",
-        help="clean, adv, a lambda in [0, 1], or both: chosen at each call by a second input (default: both)",
+        help="clean, adv, a lambda in [0, 1]; one of these for each stage of the network, as in adv,clean,clean; or "
+        "both: chosen at each call by a second input (default: both)",
     )
     parser.add_argument(
         "--fixed-batch", action="store_true", help="the program takes batches of the example's size only"
@@ -55,7 +57,8 @@ def run(args: argparse.Namespace) -> None:
     batch = len(example) if args.fixed_batch else "N"
     sizes = ", ".join(map(str, (batch, *example.shape[1:])))
     given = f"images ({sizes}), {str(example.dtype).removeprefix('torch.')} on {example.device.type}"
-    print(f"format {args.format}; path {args.path}; {given}")
+    shown = ",".join(map(str, path)) if isinstance(path, tuple) else args.path
+    print(f"format {args.format}; path {shown}; {given}")
     print(f"weights in memory: {text.size(sparse.total_bytes)}; file: {text.size(Path(args.out).stat().st_size)}")
     say_errors(errors, example)
     say_written(args.out)
@@ -88,5 +91,8 @@ def _is_swapped(file: str) -> bool:
         return False  # load_checkpoint will say what is wrong with it
 
 
-def _program_path(text: str) -> str | float:
-    return text if text in ("both", *PATHS) else flags.dial(text)
+def _program_path(text: str) -> ExpertPath:
+    if text == "both":
+        return text
+    each = tuple(one if one in PATHS else flags.dial(one) for one in text.split(","))
+    return each if len(each) > 1 else each[0]

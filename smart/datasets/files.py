@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# More than any list of names takes.
-TEXT_LIMIT = 1 << 20
+# More than any list of names takes, or the headers of a file in a tar archive.
+TEXT_LIMIT = HEADER_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,9 @@ def _read_archive(packed: Path, archive: Archive, sizes: Mapping[str, int | None
     found: dict[str, np.ndarray] = {}
     try:
         # As a stream: a compressed archive cannot be searched without reading it several times.
-        with _decompressed(packed) as stream, tarfile.open(fileobj=stream, mode="r|") as opened:
+        with _decompressed(packed) as stream, tarfile.open(fileobj=(metered := _Metered(stream)), mode="r|") as opened:
             for member in opened:
+                metered.left = member.size + HEADER_LIMIT
                 folder, _, name = member.name.removeprefix("./").rpartition("/")
                 if folder == archive.folder and name in sizes and member.isfile():
                     content = opened.extractfile(member)
@@ -111,6 +112,25 @@ def _read_archive(packed: Path, archive: Archive, sizes: Mapping[str, int | None
             f"{packed} has no {archive.folder}/{absent[0]}: get {archive.file} again from {archive.page}"
         )
     return found
+
+
+class _Metered:
+    """A stream that gives no more bytes than are left.
+
+    Headers of a tar archive may be of any size, are read whole, and compress well: without this one could fill all
+    memory.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.left = HEADER_LIMIT
+
+    def read(self, size: int) -> bytes:
+        content = self._stream.read(size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise OSError(f"a header has more than {HEADER_LIMIT:,} bytes")
+        return content
 
 
 def _decompressed(packed: Path) -> BinaryIO:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from small import make_model
 from torch import nn
 
-from smart.layers import DualBatchNorm2d, SmartConv2d
+from smart.layers import DualBatchNorm2d, SmartConv2d, held_weights
 from smart.modes import eval_mode
 from smart.rewire import Rewirer
 from smart_kernels import paths
@@ -186,3 +186,30 @@ def test_compiles_as_one_graph(x, path):
     model = make_model()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x, path=path), model(x, path=path))
+
+
+def test_held_weights_are_computed_once_for_each_path_and_have_no_gradient(model, x, monkeypatch):
+    computed = []
+    original = SmartConv2d.effective_weight
+    monkeypatch.setattr(
+        SmartConv2d, "effective_weight", lambda self, path: computed.append(path) or original(self, path)
+    )
+    expected = {path: model(x, path=path) for path in ("clean", "adv", 0.5)}
+    assert len(computed) == 6
+    with held_weights():
+        for _ in range(3):
+            for path, y in expected.items():
+                assert torch.equal(model(x, path=path), y)
+        assert len(computed) == 12
+        x.requires_grad_()
+        model(x).sum().backward()
+    assert x.grad is not None and model.net[4].weight.grad is None and model.net[4].bias.grad is not None
+    with torch.no_grad():
+        model.net[4].weight.mul_(2)
+    assert not torch.equal(model(x), expected["clean"]) and len(computed) == 14
+
+
+def test_noise_is_drawn_anew_though_weights_are_held(x):
+    model = make_model(method="floats")
+    with held_weights(), torch.no_grad():
+        assert not torch.equal(model(x, path="adv"), model(x, path="adv"))

@@ -289,3 +289,18 @@ def test_a_killed_run_of_every_pattern_resumes_to_the_same_numbers(pattern, opti
     again = make(pattern, **options)
     load_into(again, result.last_path)
     assert_same_state(state_of(whole), state_of(again))
+
+
+@pytest.mark.parametrize("method", ["sparse_momentum", "rigl"])
+@pytest.mark.parametrize("overlap", ["independent", "shared"])
+@pytest.mark.parametrize("pattern", ["unstructured", "block:2x2", "channel"])
+def test_at_density_1_nothing_moves_and_no_weight_is_lost(pattern, overlap, method):
+    model = convert(nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 4, 3)), 1.0, pattern, overlap)
+    before = {name: layer.weight.detach().clone() for name, layer in smart_convs(model).items()}
+    rewirer = Rewirer(model, method=method)
+    rewirer.after_step()
+    for momentum in rewirer.state_dict().values():
+        momentum.normal_()
+    rewirer.rewire(0.0)
+    for name, layer in smart_convs(model).items():
+        assert torch.equal(layer.weight, before[name]) and layer.mask_clean.all() and layer.mask_adv.all()

@@ -56,6 +56,16 @@ def test_a_swapped_file_becomes_a_program_of_one_path(checkpoint, export, tmp_pa
     assert smart_kernels.load_exported(out).shape == (3, 1, 8, 8)
 
 
+def test_a_program_of_a_path_for_each_stage(checkpoint, export):
+    code, said, out = export(checkpoint, *SHAPE, "--path", "adv,clean,0.5")
+    assert code == 0 and "path adv,clean,0.5; " in said, said
+    model, _ = smart.load_checkpoint(checkpoint)
+    x = torch.rand(2, 1, 8, 8)
+    expected = model.eval()(x, path=("adv", "clean", 0.5))
+    torch.testing.assert_close(smart_kernels.load_exported(out)(x), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(expected, model(x, path="adv"), rtol=1e-3)
+
+
 def test_images_of_data_serve_as_example(checkpoint, export):
     code, said, _ = export(checkpoint, "--data", "digits", "--path", "clean", "--batch", 5)
     assert code == 0 and "largest relative error on 5 images" in said
@@ -74,6 +84,8 @@ def test_onnx(checkpoint, export):
     [
         (["--format", "onnx"], 2, "an ONNX file holds one path: give --path clean, adv or a lambda"),
         (["--path", "7"], 2, "lambda is 7.0: it must lie in [0, 1]"),
+        (["--path", "adv,clean"], 1, "a sequence of 2, one for each stage of the network: it has 3 stages"),
+        (["--path", "adv,clean,dirty"], 2, "'dirty' is not a number"),
         (["--format", "tflite"], 2, "invalid choice: 'tflite'"),
         (["--example-shape", "2", "3", "8", "8"], 1, "this network takes"),
     ],

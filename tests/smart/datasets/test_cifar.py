@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import tarfile
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -172,3 +173,14 @@ def test_sizes_are_compared_before_reading(tmp_path, monkeypatch):
     extract(tmp_path, CIFAR10)
     with pytest.raises(ValueError, match=r"batches.meta.txt has \d+ bytes: a short list"):
         read_cifar(tmp_path, small(CIFAR10))
+
+
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT], ids=["pax", "gnu"])
+def test_a_header_that_would_fill_memory_is_refused(format, tmp_path):
+    with tarfile.open(tmp_path / CIFAR10.archive.file, "w:gz", format=format) as archive:
+        archive.addfile(tarfile.TarInfo("x" * (64 << 20)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"damaged .a header has more than 1,048,576 bytes"):
+        read_cifar(tmp_path, small(CIFAR10))
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
