@@ -2,6 +2,7 @@
 // stands for one instruction, or for asking where the thread is.
 #pragma once
 
+#include "epilogue.h"
 #include "two_four.h"
 
 namespace smart::cuda {
@@ -208,7 +209,6 @@ class TwoFourBody {
     device.sync();
   }
 
-  // Scale, bias, residual, ReLU, and the second result: eight channels of a pixel at a time.
   SMART_DEVICE void store() const {
     constexpr int kParts = Traits::kChannels / kCopyElements;
     for (int i = device.thread(); i < Traits::kPixels * kParts; i += Traits::kThreads) {
@@ -221,49 +221,8 @@ class TwoFourBody {
       float y[kCopyElements];
       SMART_UNROLL
       for (int j = 0; j < kCopyElements; ++j) y[j] = sums[j];
-      scale_and_shift(y, p.scale, p.bias, of_path);
-      if (p.residual) add(y, p.residual + index);
-      if (p.relu) rectify(y);
-      write(y, p.y + index);
-      if (p.second) {
-        scale_and_shift(y, p.second_scale, p.second_bias, of_path);
-        if (p.second_relu) rectify(y);
-        write(y, p.second + index);
-      }
+      Epilogue<typename Traits::Element>::store(p, y, index, of_path);
     }
-  }
-
-  static SMART_DEVICE void scale_and_shift(float (&y)[kCopyElements], const float* scale, const float* bias,
-                                           int channel) {
-    SMART_UNROLL
-    for (int j = 0; j < kCopyElements; ++j) {
-      if (scale) y[j] *= scale[channel + j];
-      if (bias) y[j] += bias[channel + j];
-    }
-  }
-
-  static SMART_DEVICE void add(float (&y)[kCopyElements], const uint16_t* residual) {
-    const Words words = *reinterpret_cast<const Words*>(residual);
-    SMART_UNROLL
-    for (int j = 0; j < kCopyElements; ++j) {
-      y[j] += Traits::Element::widen(static_cast<uint16_t>(words.word[j / 2] >> j % 2 * 16));
-    }
-  }
-
-  // NaN stays NaN, as in torch.
-  static SMART_DEVICE void rectify(float (&y)[kCopyElements]) {
-    SMART_UNROLL
-    for (int j = 0; j < kCopyElements; ++j) y[j] = y[j] < 0 ? 0 : y[j];
-  }
-
-  static SMART_DEVICE void write(const float (&y)[kCopyElements], uint16_t* at) {
-    Words words;
-    SMART_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      words.word[j] = Traits::Element::narrow(y[2 * j]) | static_cast<uint32_t>(Traits::Element::narrow(y[2 * j + 1]))
-                                                              << 16;
-    }
-    *reinterpret_cast<Words*>(at) = words;
   }
 
   const Device& device;
