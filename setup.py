@@ -37,6 +37,7 @@ CXX_FLAGS = [
 # Kernels need fused multiply-add, and copies of a few floats must not become calls of memcpy.
 CXX_FLAGS += ["-ffp-contract=fast", "-fno-tree-loop-distribute-patterns"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-lineinfo", "-DUSE_CUDA"]
+HOPPER_FILES = ("wgmma.cu",)  # instructions that sm_90a alone has
 TORCH_TARGET = "0x020b000000000000"  # 2.11.0
 
 # The kernels are one header; each of these files compiles it for one instruction set.
@@ -58,10 +59,13 @@ def wanted(variable: str, possible: bool, need: str) -> bool:
     return setting != "0" and possible
 
 
-def cuda_arch_flags() -> list[str]:
-    """TORCH_CUDA_ARCH_LIST ("8.0;9.0a", "+PTX" allowed) as options of nvcc."""
+def cuda_arch_flags(source: Path) -> list[str]:
+    """TORCH_CUDA_ARCH_LIST ("8.0;9.0a", "+PTX" allowed) as options of nvcc; of files for Hopper only its part."""
     flags = []
-    for arch in os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0a").replace(" ", ";").split(";"):
+    archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0a").replace(" ", ";").split(";")
+    if source.name in HOPPER_FILES and (hopper := [arch for arch in archs if arch.startswith("9.0a")]):
+        archs, flags = hopper, ["-DSMART_SM90A"]
+    for arch in archs:
         number = arch.removesuffix("+PTX").replace(".", "")
         codes = [f"sm_{number}"] + ([f"compute_{number}"] if arch.endswith("+PTX") else [])
         flags += [f"-gencode=arch=compute_{number},code={code}" for code in codes]
@@ -111,9 +115,9 @@ class BuildLibrary(build_ext):
         nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
         if not wanted("SMART_BUILD_CUDA", nvcc is not None, "no nvcc was found: install the CUDA toolkit"):
             return [], []
-        command = [nvcc, *NVCC_FLAGS, *cuda_arch_flags(), *common]
+        sources = sorted((CSRC / "cuda").glob("*.cu"))
         try:
-            objects = self.compile_all({source: command for source in sorted((CSRC / "cuda").glob("*.cu"))})
+            objects = self.compile_all({s: [nvcc, *NVCC_FLAGS, *cuda_arch_flags(s), *common] for s in sources})
             # Static: the library must load on machines that have no CUDA runtime at all.
             return objects, [f"-L{cuda_home(nvcc) / 'lib64'}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
         except BuildError as error:

@@ -21,7 +21,8 @@ import torch
 from smart_kernels import direct_ops, native, two_four_ops
 
 # As SASS spells them: sparse tensor cores, copies into shared memory beside other work, matrices loaded from there;
-# multiplications of float32, and their operands from shared memory, four or fewer at once.
+# multiplications of float32, and their operands from shared memory, four or fewer at once; Hopper's own sparse tensor
+# cores, and its copies of tensors and of bytes.
 INSTRUCTIONS = {
     "HMMA.SP": r"\bHMMA\.SP",
     "HMMA": r"\bHMMA\.(?!SP)",
@@ -29,9 +30,14 @@ INSTRUCTIONS = {
     "LDSM": r"\bLDSM",
     "FFMA": r"\bFFMA\b",
     "LDS.128": r"\bLDS(\.U)?\.128",
+    "HGMMA.SP": r"\bHGMMA\.SP",
+    "UTMALDG": r"\bUTMALDG",
+    "UBLKCP": r"\bUBLKCP",
 }
 # The tiles of csrc/cuda/two_four.h by their traits: slabs and pixels of a warp, rows and columns of warps.
 TILES = {(2, 64, 2, 2): "large", (2, 32, 1, 4): "flat", (1, 32, 2, 2): "small", (1, 32, 1, 4): "narrow"}
+# Those of csrc/cuda/wgmma.h: warpgroups that multiply, stages.
+WGMMA_TILES = {(2, 3): "wgmma tall", (1, 2): "wgmma twin"}
 # Those of csrc/cuda/direct.h: pixels of a lane, channels of a warp.
 DIRECT_TILES = {(4, 8): "large", (2, 4): "medium", (1, 2): "small"}
 DIRECT_CODES = 144  # of a slab of 16 channels and 3x3 taps
@@ -48,6 +54,7 @@ class Kernel:
         stack_bytes: of each thread; registers spill there.
         threads, shared_bytes: of a thread block.
         instructions: how many of each of ``INSTRUCTIONS`` there are.
+        overwrites: instructions that write registers which products may still read; see :func:`overwrites`.
     """
 
     name: str
@@ -57,6 +64,7 @@ class Kernel:
     threads: int
     shared_bytes: int
     instructions: Counter[str]
+    overwrites: int = 0
 
 
 def find_tool() -> str | None:
@@ -84,18 +92,45 @@ def read_kernels(library: Path = native.LIBRARY) -> list[Kernel]:
     """
     if why := missing():
         raise RuntimeError(why)
-    resources, code = {}, {}
+    resources, code, hazards = {}, {}, {}
     for architecture, name, text in _sections(_dump("-res-usage", library), r"Function (\S+):"):
         resources[architecture, name] = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text).groups()
     for architecture, name, text in _sections(_dump("-sass", library), r"Function : (\S+)"):
         code[architecture, name] = Counter({each: len(re.findall(p, text)) for each, p in INSTRUCTIONS.items()})
+        hazards[architecture, name] = len(overwrites(text))
     return [
         Kernel(
-            title, architecture, int(registers), int(stack) + int(local), *_block_of(title), code[architecture, name]
+            title,
+            key[0],
+            int(registers),
+            int(stack) + int(local),
+            *_block_of(title),
+            instructions=code[key],
+            overwrites=hazards[key],
         )
-        for (architecture, name), (registers, stack, local) in resources.items()
-        if (title := _title(name))
+        for key, (registers, stack, local) in resources.items()
+        if (title := _title(key[1]))
     ]
+
+
+def overwrites(text: str) -> list[str]:
+    """Instructions, in the order of a function's code, that write weights of a product before it was waited for.
+
+    ``HGMMA.SP`` reads its registers while other instructions run, until ``WARPGROUP.DEPBAR``. PTX leaves what happens
+    then undefined, and the compiler does not see to it.
+    """
+    found, in_flight = [], set()
+    for line in text.splitlines():
+        if product := re.search(r"HGMMA\.SP\S* R\d+, R(\d+), gdesc\S+ R\d+, R(\d+)", line):
+            first = int(product[1])
+            in_flight |= {*range(first, first + 4), int(product[2])}
+        elif "WARPGROUP.DEPBAR" in line:
+            in_flight.clear()
+        elif written := re.search(r"\*/\s+(?:@!?U?P\w+ )?([A-Z]\S*) (?:P\d, )?R(\d+)\b", line):
+            words = 4 if ".128" in written[1] else 2 if re.search(r"\.64|\.WIDE", written[1]) else 1
+            if in_flight & set(range(int(written[2]), int(written[2]) + words)):
+                found.append(line.strip())
+    return found
 
 
 def _dump(flag: str, library: Path) -> str:
@@ -113,18 +148,19 @@ def _sections(text: str, function: str) -> Iterator[tuple[str, str, str]]:
 def _title(mangled: str) -> str | None:
     if found := re.search(r"DirectTraitsILi(\d+)ELi(\d+)E", mangled):
         return f"direct, {DIRECT_TILES[tuple(map(int, found.groups()))]}"
-    found = re.search(r"TwoFourTraitsI\w*?(Half|Brain)ELi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)E", mangled)
-    if found is None:
-        return None
-    dtype = {"Half": "float16", "Brain": "bfloat16"}[found[1]]
-    return f"{dtype}, {TILES[tuple(map(int, found.groups()[1:]))]}"
+    for traits, numbers, tiles in (("TwoFourTraits", 4, TILES), ("WgmmaTraits", 2, WGMMA_TILES)):
+        if found := re.search(rf"{traits}I\w*?(Half|Brain)E" + r"Li(\d+)E" * numbers, mangled):
+            dtype = {"Half": "float16", "Brain": "bfloat16"}[found[1]]
+            return f"{dtype}, {tiles[tuple(map(int, found.groups()[1:]))]}"
+    return None
 
 
 def _block_of(title: str) -> tuple[int, int]:
     kind, tile = title.split(", ")
     if kind == "direct":
         return torch.ops.smart_kernels.direct_resources(direct_ops.TILES.index(tile), DIRECT_CODES)
-    return torch.ops.smart_kernels.two_four_resources(two_four_ops.TILES.index(tile))
+    tiles = two_four_ops.TILES + two_four_ops.WGMMA_TILES
+    return torch.ops.smart_kernels.two_four_resources(tiles.index(tile))
 
 
 def table(kernels: list[Kernel]) -> Iterator[str]:

@@ -55,6 +55,19 @@ class Problem:
         arguments = (self.packed, self.geometry, self.packed.paths[0], None, self.bias, True, None)
         return partial(find(self.backend).bind(*arguments, tile=tile), self.x, None)
 
+    def hopper_calls(self) -> dict[str, Callable[[], Tensor]]:
+        """The tiles of the wgmma backend, where that runs the layer."""
+        wgmma, arguments = (
+            find("wgmma"),
+            (self.packed, self.geometry, self.packed.paths[0], None, self.bias, True, None),
+        )
+        if self.backend != "cuda" or not wgmma.supports(self.geometry, self.x.dtype, self.x.device):
+            return {}
+        return {
+            f"{name.replace(' ', '_')}_us": partial(wgmma.bind(*arguments, tile=len(self.tiles) + i), self.x, None)
+            for i, name in enumerate(two_four_ops.WGMMA_TILES)
+        }
+
     def dense(self) -> Callable[[], Tensor]:
         """torch's convolution, in one kernel with bias and ReLU where cuDNN has it."""
         weight = self.packed.dense(self.packed.paths[0]).contiguous(memory_format=torch.channels_last)
@@ -106,6 +119,7 @@ def row(case: LayerCase, pattern: str, problem: Problem, times: Times) -> dict[s
         VerificationError: a tile computes something else than the reference; nothing was timed then.
     """
     calls = {f"{name}_us": problem.call(i) for i, name in enumerate(problem.tiles)} | {"chosen_us": problem.call(-1)}
+    calls |= problem.hopper_calls()
     for name, call in calls.items():
         y = call()
         if not (error := relative_error(y, problem.truth)) <= TOLERANCE[y.dtype]:

@@ -9,7 +9,7 @@ Arguments that both take:
     scale, bias: (K,), float32; (2, K) if ``order`` is given.
     order, first: None, or (N,) int32, the samples sorted by path, and (1,) int32, how many run on the first, whose
         slabs begin at 0; ``first_slab`` is the second's then.
-    tile: which of ``TILES``; -1 chooses by the size of the layer.
+    tile: which of ``TILES``, -1 chooses one by the size of the layer; from ``len(TILES)`` on, which of ``WGMMA_TILES``.
     column_runs: ``TwoFourWeight.runs`` of the path; with it tiles are at most 64 channels tall.
 
 Both give results in channels_last.
@@ -26,6 +26,7 @@ from smart_kernels import native
 from smart_kernels.geometry import Geometry
 
 TILES = ("large", "flat", "small", "narrow")
+WGMMA_TILES = ("wgmma tall", "wgmma twin")  # of the kernel for Hopper, csrc/cuda/wgmma_body.h
 
 
 def missing() -> str | None:
@@ -33,6 +34,13 @@ def missing() -> str | None:
     if native.missing() is None and not hasattr(torch.ops.smart_kernels, "sparse_conv2d_two_four"):
         return "the library was built without CUDA: install nvcc 12 or later, and build again with SMART_BUILD_CUDA=1"
     return native.missing()
+
+
+def wgmma_missing(device: int) -> str | None:
+    """Why ``WGMMA_TILES`` do not run on a CUDA device, in one sentence; None if they do."""
+    if (why := missing()) is not None:
+        return why
+    return torch.ops.smart_kernels.wgmma_missing(device) or None
 
 
 if missing() is None:

@@ -6,13 +6,16 @@
 
 #include <limits>
 #include <optional>
+#include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "arguments.h"
 #include "gpu.h"
 #include "stream.h"
 #include "two_four_body.h"
+#include "wgmma_launch.h"
 
 namespace smart::cuda {
 namespace {
@@ -60,7 +63,15 @@ void launch_tile(const TwoFour& p, int64_t tile, int device) {
     case 1: return launch<Flat<Element>>(p, stream);
     case 2: return launch<Small<Element>>(p, stream);
     case 3: return launch<Narrow<Element>>(p, stream);
-    default: refuse("tile is ", tile, ": accepted are 0 (large), 1 (flat), 2 (small), 3 (narrow), and -1 to choose");
+    case 4:
+    case 5: {
+      const std::string missing = wgmma_missing(device), refuses = wgmma_refuses(p);
+      SMART_CHECK(missing.empty() && refuses.empty(), "tile is ", tile, ", but ", missing.empty() ? refuses : missing);
+      return launch_wgmma(p, std::is_same_v<Element, Brain>, tile - 4, stream);
+    }
+    default:
+      refuse("tile is ", tile, ": accepted are 0 (large), 1 (flat), 2 (small), 3 (narrow), 4 (wgmma tall), 5 (wgmma ",
+             "twin), and -1 to choose among the first four");
   }
 }
 
@@ -197,9 +208,17 @@ std::tuple<int64_t, int64_t> two_four_resources(int64_t tile) {
     case 1: return {Flat<Half>::kThreads, Flat<Half>::kSharedBytes};
     case 2: return {Small<Half>::kThreads, Small<Half>::kSharedBytes};
     case 3: return {Narrow<Half>::kThreads, Narrow<Half>::kSharedBytes};
-    default: refuse("tile is ", tile, ": accepted are 0 to 3");
+    case 4:
+    case 5: {
+      const auto [threads, bytes] = wgmma_resources(tile - 4);
+      return {threads, bytes};
+    }
+    default: refuse("tile is ", tile, ": accepted are 0 to 5");
   }
 }
+
+// Why tiles 4 and 5 do not run on this GPU; "" if they do.
+std::string wgmma_missing_on(int64_t device) { return wgmma_missing(static_cast<int>(device)); }
 
 }  // namespace
 }  // namespace smart::cuda
@@ -216,10 +235,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(smart_kernels, m) {
       "Tensor affine_bias, "
       "bool affine_relu, int tile=-1, Tensor? column_runs=None) -> (Tensor, Tensor)");
   m.def("two_four_resources(int tile) -> (int, int)");
+  m.def("wgmma_missing(int device) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(smart_kernels, CompositeExplicitAutograd, m) {
   m.impl("two_four_resources", TORCH_BOX(&smart::cuda::two_four_resources));
+  m.impl("wgmma_missing", TORCH_BOX(&smart::cuda::wgmma_missing_on));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(smart_kernels, CUDA, m) {

@@ -9,6 +9,7 @@ from smart_kernels.backends.cuda import CudaBackend
 from smart_kernels.backends.dense import DenseBackend
 from smart_kernels.backends.direct import DirectBackend
 from smart_kernels.backends.triton import TritonBackend
+from smart_kernels.backends.wgmma import WgmmaBackend
 
 # In the order of preference where nothing was measured; dense, which runs everything, is last.
 BACKENDS: dict[str, Backend] = {
@@ -17,6 +18,7 @@ BACKENDS: dict[str, Backend] = {
         ChannelsBackend(),
         TritonBackend(),
         CudaBackend(),
+        WgmmaBackend(),
         DirectBackend(),
         CpuBackend(),
         DenseBackend(),

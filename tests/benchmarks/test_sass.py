@@ -16,9 +16,8 @@ def test_every_tile_is_there_for_both_types(kernels):
     for architecture in {kernel.architecture for kernel in kernels}:
         names = sorted(kernel.name for kernel in kernels if kernel.architecture == architecture)
         of_direct = [f"direct, {tile}" for tile in sass.DIRECT_TILES.values()]
-        assert names == sorted(
-            [f"{t}, {tile}" for t in ("float16", "bfloat16") for tile in sass.TILES.values()] + of_direct
-        )
+        tiles = [*sass.TILES.values(), *(sass.WGMMA_TILES.values() if architecture == "sm_90a" else ())]
+        assert names == sorted([f"{t}, {tile}" for t in ("float16", "bfloat16") for tile in tiles] + of_direct)
 
 
 def test_nothing_spills_and_all_fits_the_smallest_gpu(kernels):
@@ -26,16 +25,47 @@ def test_nothing_spills_and_all_fits_the_smallest_gpu(kernels):
         assert kernel.stack_bytes == 0, kernel
         assert 0 < kernel.registers <= 255
         assert kernel.registers * kernel.threads <= 65536
-        assert kernel.shared_bytes <= 99 * 1024  # what the smallest GPUs since 8.0 have
+        # What Hopper has, and what the smallest GPUs since 8.0 have.
+        assert kernel.shared_bytes <= (227 if "wgmma" in kernel.name else 99) * 1024
 
 
 def test_sparse_tensor_cores_multiply(kernels):
     for kernel in kernels:
-        if kernel.name.startswith("direct"):
+        if kernel.name.startswith("direct") or "wgmma" in kernel.name:
             continue
         assert kernel.instructions["HMMA.SP"] > 0, kernel
         assert kernel.instructions["HMMA"] == 0, kernel
         assert kernel.instructions["LDGSTS"] > 0 and kernel.instructions["LDSM"] > 0, kernel
+
+
+def test_the_kernel_for_hopper_multiplies_by_warpgroups_what_its_copies_bring(kernels):
+    for kernel in kernels:
+        if "wgmma" in kernel.name:
+            found = kernel.instructions
+            # Four steps of a full block, three of one cut short, an extra step of each of two slabs.
+            assert found["HGMMA.SP"] >= 9, kernel
+            assert found["HMMA"] == found["HMMA.SP"] == found["LDGSTS"] == 0, kernel
+            assert found["UTMALDG"] > 0 and found["UBLKCP"] > 0, kernel
+            assert kernel.overwrites == 0, kernel
+            if "twin" in kernel.name:
+                assert 2 * kernel.registers * kernel.threads <= 65536  # two thread blocks share a multiprocessor
+
+
+def test_registers_that_are_written_too_early_are_found():
+    product = "/*0100*/  HGMMA.SP.64x128x32.F32 R24, R92, gdesc[UR20], R24, R88, 0x0, gsb0 ; /* 0x1 */\n"
+    wait = "/*0120*/  WARPGROUP.DEPBAR.LE gsb0, 0x0 ; /* 0x3 */\n"
+    for write, found in (
+        ("LDS.128 R92, [R92]", 1),
+        ("LDS.128 R90, [R5]", 1),
+        ("@!P0 LDS R88, [R4]", 1),
+        ("IMAD.WIDE R94, R2, R3, R4", 1),
+        ("LDS.128 R96, [R92]", 0),
+        ("STS.128 [R92], R88", 0),
+        ("LDS R91, [R4]", 0),
+    ):
+        line = f"/*0110*/  {write} ; /* 0x2 */\n"
+        assert len(sass.overwrites(product + line + wait)) == found, write
+        assert not sass.overwrites(product + wait + line)
 
 
 def test_the_direct_kernel_multiplies_in_float32(kernels):

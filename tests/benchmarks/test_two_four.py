@@ -5,8 +5,10 @@ import torch
 
 from benchmarks import two_four
 from benchmarks.cases import LayerCase
+from smart_kernels.backends import Verdict
 from smart_kernels.backends.cuda import CudaBackend
 from smart_kernels.backends.direct import DirectBackend
+from smart_kernels.backends.wgmma import WgmmaBackend
 from smart_kernels.patterns import parse
 from smart_kernels.verify import VerificationError
 
@@ -40,6 +42,15 @@ def test_a_row_holds_the_times_of_all_tiles_and_of_dense(monkeypatch, pattern):
     )
     assert {"large_us", "flat_us", "small_us", "narrow_us", "chosen_us", "dense_us"} <= set(row)
     assert row["pattern"] == pattern and row["steps"] >= 1
+
+
+def test_on_hopper_its_own_kernel_is_measured_too(monkeypatch):
+    put_in_place(monkeypatch, 1)
+    monkeypatch.setattr(WgmmaBackend, "bind", CudaBackend.bind)
+    monkeypatch.setattr(WgmmaBackend, "supports", lambda self, geometry, dtype, device: Verdict(True))
+    problem = two_four.make_problem(CASE, "2:4", torch.float16, "cpu")
+    row = two_four.row(CASE, "2:4", problem, lambda calls: {name: 1.0 for name in calls})
+    assert {"large_us", "wgmma_tall_us", "wgmma_twin_us", "chosen_us", "dense_us"} <= set(row)
 
 
 def test_in_float32_it_is_the_direct_kernel(monkeypatch):

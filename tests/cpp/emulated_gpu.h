@@ -32,7 +32,7 @@ class ThreadBlock {
   ThreadBlock(int threads, int block, size_t shared_bytes, bool backwards)
       : block(block), backwards(backwards), shared_bytes(shared_bytes), fibers(threads), warps(threads / 32) {
     require(threads % 32 == 0, "a thread block is made of whole warps");
-    storage.reset(static_cast<char*>(std::aligned_alloc(128, (shared_bytes + 127) / 128 * 128)));
+    storage.reset(static_cast<char*>(std::aligned_alloc(1024, (shared_bytes + 1023) / 1024 * 1024)));
     std::memset(storage.get(), 0xff, shared_bytes);  // NaN: what nobody wrote shows
   }
 
@@ -88,8 +88,11 @@ class ThreadBlock {
       meeting.arrived = 0;
       ++meeting.turn;
     }
-    while (meeting.turn == turn) swapcontext(&fibers[current].context, &scheduler);
+    while (meeting.turn == turn) yield();
   }
+
+  // Lets other threads run.
+  void yield() { swapcontext(&fibers[current].context, &scheduler); }
 
   const int block;
   const bool backwards;

@@ -1,13 +1,13 @@
-"""The 2:4 kernel on real instructions: equal to the reference on integers, as on the emulated GPU."""
+"""The 2:4 kernels on real instructions: equal to the reference on integers, as on the emulated GPUs."""
 
 import pytest
 import torch
-from two_four_cases import CASES, DTYPES, integers, layer, reference
+from two_four_cases import CASES, DTYPES, HOPPER_CASES, integers, layer, reference
 
 from smart_kernels.backends import BACKENDS
-from smart_kernels.two_four_ops import TILES
+from smart_kernels.two_four_ops import TILES, WGMMA_TILES
 
-CUDA = BACKENDS["cuda"]
+CUDA, WGMMA = BACKENDS["cuda"], BACKENDS["wgmma"]
 pytestmark = pytest.mark.skipif(not CUDA.available(), reason=CUDA.available().why)
 
 
@@ -15,13 +15,25 @@ pytestmark = pytest.mark.skipif(not CUDA.available(), reason=CUDA.available().wh
 @pytest.mark.parametrize("tile", range(-1, len(TILES)))
 @pytest.mark.parametrize("case", CASES)
 def test_every_tile_computes_the_convolution(case, tile, dtype):
+    check(CUDA, CASES[case], tile, dtype)
+
+
+@pytest.mark.skipif(not WGMMA.available(), reason=WGMMA.available().why)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tile", range(len(TILES), len(TILES + WGMMA_TILES)), ids=WGMMA_TILES)
+@pytest.mark.parametrize("case", HOPPER_CASES)
+def test_the_kernel_for_hopper_computes_the_convolution(case, tile, dtype):
+    check(WGMMA, HOPPER_CASES[case], tile, dtype)
+
+
+def check(backend, case, tile, dtype):
     """Also replayed from a CUDA graph, on another input."""
-    shape, (n, h, w), arguments = CASES[case]
+    shape, (n, h, w), arguments = case
     packed, geometry = layer(shape, dtype=dtype, **arguments)
     packed, x = packed.cuda(), integers(n, shape[1], h, w, dtype=dtype).cuda()
     scale, bias = integers(2, shape[0], largest=4).cuda()
     residual = integers(*geometry.output_shape(x.shape), largest=9, dtype=dtype).cuda()
-    call = CUDA.bind(packed, geometry, "adv", scale, bias, True, None, tile)
+    call = backend.bind(packed, geometry, "adv", scale, bias, True, None, tile)
 
     def expected():
         return reference(x, packed, geometry, "adv", scale, bias, residual, True).to(dtype)

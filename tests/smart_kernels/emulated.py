@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smart_kernels.two_four_ops import TILES
+from smart_kernels.two_four_ops import TILES, WGMMA_TILES
 
 ROOT = Path(__file__).parents[2]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
@@ -47,7 +47,7 @@ def compiled(name: str) -> ctypes.CDLL:
 
 @functools.cache
 def emulated_library() -> ctypes.CDLL:
-    """Builds and loads it, once; needs g++."""
+    """The 2:4 kernel for all GPUs, built once."""
     library = compiled("two_four")
     library.widen.restype, library.widen.argtypes = ctypes.c_float, (ctypes.c_uint16, ctypes.c_bool)
     library.narrow.restype, library.narrow.argtypes = ctypes.c_uint16, (ctypes.c_float, ctypes.c_bool)
@@ -56,13 +56,41 @@ def emulated_library() -> ctypes.CDLL:
     return library
 
 
-def run(library, x, operand, geometry, tile, *, scale=None, bias=None, residual=None, relu=False, order=None,
-        first=None, affine=None, backwards=False, column_runs=None):  # fmt: skip
+@functools.cache
+def emulated_hopper() -> ctypes.CDLL:
+    """The 2:4 kernel for Hopper, built once."""
+    library = compiled("wgmma")
+    library.takes.restype, library.takes.argtypes = ctypes.c_bool, (ctypes.POINTER(TwoFour),)
+    library.wgmma.argtypes = (ctypes.POINTER(TwoFour), *[ctypes.c_bool] * 4)
+    assert library.two_four_bytes() == ctypes.sizeof(TwoFour)
+    return library
+
+
+def run(library, x, operand, geometry, tile, *, backwards=False, eager=False, **epilogue):
     """What the operator does on a GPU, to a path's :class:`smart_kernels.packing.two_four.Operand`.
+
+    Args:
+        library: of :func:`emulated_library`, or of :func:`emulated_hopper` for ``WGMMA_TILES``.
+        backwards: threads run in the other order.
+        eager: Hopper's bulk copies arrive at once, not when they are waited for.
+        epilogue: what :func:`problem_of` takes.
 
     Returns:
         (N, K, P, Q) in channels_last; with ``affine``, scale, bias and relu of the second result, both.
     """
+    problem, results, held = problem_of(x, operand, geometry, **epilogue)
+    brain = x.dtype == torch.bfloat16
+    if tile in WGMMA_TILES:
+        library.wgmma(ctypes.byref(problem), brain, tile == WGMMA_TILES[0], backwards, eager)
+    else:
+        library.two_four(ctypes.byref(problem), brain, TILES.index(tile), backwards)
+    del held
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def problem_of(x, operand, geometry, *, scale=None, bias=None, residual=None, relu=False, order=None, first=None,
+               affine=None, column_runs=None):  # fmt: skip
+    """What a launch is told, the tensors it writes, and those it reads, to be kept alive."""
     n, k, p, q = geometry.output_shape(x.shape)
     columns = -(-x.shape[1] // 8) * 8 * geometry.weight_shape[2] * geometry.weight_shape[3]
     if column_runs is not None:
@@ -86,5 +114,4 @@ def run(library, x, operand, geometry, tile, *, scale=None, bias=None, residual=
     ]  # fmt: skip
     pointers = [None if each is None else each.data_ptr() for each in tensors]
     problem = TwoFour(*pointers, *numbers, relu, second_relu)
-    library.two_four(ctypes.byref(problem), x.dtype == torch.bfloat16, TILES.index(tile), backwards)
-    return results[0] if affine is None else tuple(results)
+    return problem, results, tensors

@@ -45,6 +45,20 @@ CASES = {
     "more padding than input": ((8, 8, 3, 3), (1, 2, 2), {"padding": 4}),
 }
 
+# Of the kernel for Hopper, whose copies have 32 or 64 channels.
+HOPPER_CASES = {
+    "rows of 128 bytes": ((64, 64, 3, 3), (2, 9, 7), {"padding": 1}),
+    "rows of 64 bytes": ((40, 32, 3, 3), (2, 11, 8), {"padding": 1, "stride": 2}),
+    "last block cut short": ((136, 192, 1, 1), (1, 6, 5), {}),
+    "1x1, stride 2": ((24, 96, 1, 1), (3, 15, 7), {"stride": 2}),
+    "one pixel": ((136, 32, 3, 3), (5, 1, 1), {"padding": 1}),
+    "5x2, dilated, uneven": ((8, 32, 5, 2), (1, 12, 9), {"padding": (3, 1), "stride": (1, 2), "dilation": (2, 3)}),
+    "padding of same": ((16, 64, 2, 4), (1, 6, 6), {"padding": "same"}),
+    "more padding than input": ((8, 32, 3, 3), (1, 2, 2), {"padding": 4}),
+    "several tiles of pixels": ((72, 32, 1, 1), (3, 10, 13), {}),
+    "several tiles of pixels, stride 2": ((40, 64, 3, 3), (2, 23, 21), {"padding": 1, "stride": 2}),
+}
+
 
 def slab_masks(shape, keep, tall=64):
     """Masks of two paths, 2:4 inside of those runs of 16 input channels that ``tall`` output channels keep at a tap."""

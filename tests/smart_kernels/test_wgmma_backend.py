@@ -1,0 +1,181 @@
+"""The wgmma backend with the kernel on an emulated Hopper in the place of a real one."""
+
+import ctypes
+import shutil
+
+import pytest
+import torch
+from emulated import emulated_hopper, emulated_library, problem_of, run
+from networks import BasicBlock
+from torch import nn
+from two_four_cases import slab_masks
+
+from smart_kernels import swap, two_four_ops, verify
+from smart_kernels.backends import BACKENDS, Affine, Verdict
+from smart_kernels.backends.cuda import CudaBackend
+from smart_kernels.backends.wgmma import WgmmaBackend
+from smart_kernels.geometry import Geometry
+from smart_kernels.packing import TwoFourWeight
+from smart_kernels.packing.two_four import Operand
+from smart_kernels.planner import Planner
+from smart_kernels.two_four_ops import TILES, WGMMA_TILES
+
+WGMMA = BACKENDS["wgmma"]
+needs_operators = pytest.mark.skipif(two_four_ops.missing() is not None, reason=str(two_four_ops.missing()))
+
+
+def problem(shape=(40, 32, 3, 3), dtype=torch.float16):
+    masks = {name: torch.rand(shape) < 0.2 for name in ("clean", "adv")}
+    return TwoFourWeight(torch.randint(-1, 2, shape).to(dtype), masks), Geometry.of(shape, padding=1)
+
+
+@pytest.fixture
+def tiles_run():
+    """The operators answer on CPU tensors, by way of the emulated GPUs; gives the tiles that ran."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    names = []
+
+    def convolve(x, *arguments, affine=None, tile=-1, column_runs=None):
+        *tensors, numbers, scale, bias, residual, relu, order, first = arguments
+        names.append("small" if tile < 0 else (TILES + WGMMA_TILES)[tile])
+        library = emulated_hopper() if names[-1] in WGMMA_TILES else emulated_library()
+        return run(library, x, Operand(*tensors), Geometry.of_numbers(numbers), names[-1], scale=scale, bias=bias,
+                   residual=residual, relu=relu, order=order, first=first, affine=affine,
+                   column_runs=column_runs)  # fmt: skip
+
+    def plain(*arguments):
+        return convolve(*arguments[:15], **dict(zip(("tile", "column_runs"), arguments[15:], strict=False)))
+
+    def affine(*arguments):
+        last = dict(zip(("tile", "column_runs"), arguments[18:], strict=False))
+        return convolve(*arguments[:15], affine=arguments[15:18], **last)
+
+    library = torch.library.Library("smart_kernels", "IMPL", "CPU")
+    library.impl("sparse_conv2d_two_four", plain)
+    library.impl("sparse_conv2d_affine_two_four", affine)
+    yield names
+    library._destroy()
+
+
+@needs_operators
+@pytest.mark.parametrize("path", ["clean", "adv", 0.5])
+@pytest.mark.parametrize("channels", [40, 72])
+def test_the_backend_computes_what_dense_does(tiles_run, path, channels):
+    packed, geometry = problem((channels, 32, 3, 3))
+    x, residual = torch.randint(-1, 2, (2, 32, 5, 5)).half(), torch.randint(-2, 3, (2, channels, 5, 5)).half()
+    scale, bias, second_scale, second_bias = torch.randint(-2, 3, (4, channels)).half()
+    results = [
+        backend.bind(packed, geometry, path, scale, bias, True, Affine(second_scale, second_bias, True))(x, residual)
+        for backend in (WGMMA, BACKENDS["dense"])
+    ]
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-2)
+    assert tiles_run == [WGMMA_TILES[0] if channels > 64 else WGMMA_TILES[1]]
+
+
+@needs_operators
+def test_weights_that_leave_out_columns_run_on_the_other_kernel(tiles_run):
+    shape = (72, 32, 3, 3)
+    packed = WGMMA.pack(torch.randint(-1, 2, shape).half(), slab_masks(shape, 0.4))
+    geometry, x = Geometry.of(shape, padding=1), torch.randint(-1, 2, (1, 32, 4, 4)).half()
+    y, expected = (
+        each.bind(packed, geometry, "adv", None, None, False)(x, None) for each in (WGMMA, BACKENDS["dense"])
+    )
+    assert packed.column_runs is not None and torch.equal(y, expected)
+    assert tiles_run == ["small"]
+
+
+class Wide(nn.Module):
+    """A stem that stays dense, and a block of 32 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.block = BasicBlock(32, 32, 1)
+
+    def forward(self, x):
+        return self.block(self.stem(x))
+
+
+@pytest.fixture
+def on_any_device(monkeypatch):
+    for backend in (CudaBackend, WgmmaBackend):
+        monkeypatch.setattr(backend, "supports", lambda self, geometry, dtype, device: self.computes(geometry, dtype))
+
+
+@needs_operators
+def test_a_swapped_network_runs_on_it_and_samples_of_both_paths_on_the_other_kernel(tiles_run, on_any_device):
+    model = Wide().eval().half()
+    images = torch.rand(2, 3, 6, 6).half()
+    sparse = swap(model, images, backend="wgmma")
+    assert "wgmma" in {row["backend"] for row in sparse.report()}
+    verify(model, sparse, images)
+    with torch.inference_mode():
+        tiles_run.clear()
+        apart = [sparse(images, path=path) for path in ("adv", "clean")]
+        assert set(tiles_run) == {WGMMA_TILES[1]}
+        tiles_run.clear()
+        together = sparse(images, path=torch.tensor([1, 0]))
+        assert set(tiles_run) == {"small"}
+    torch.testing.assert_close(together, torch.stack([apart[0][0], apart[1][1]]), rtol=1e-2, atol=1e-2)
+
+
+def test_without_a_measurement_it_is_never_chosen(on_any_device):
+    shape = (64, 64, 3, 3)
+    masks = {"clean": torch.rand(shape) < 0.2}
+    planner = Planner(measure=False, strict=True)
+    choice = planner.choose(torch.randn(shape).half(), masks, Geometry.of(shape, padding=1), torch.Size((2, 64, 8, 8)))
+    assert choice.backend != "wgmma"
+
+
+@pytest.mark.parametrize(
+    ("shape", "arguments", "message"),
+    [
+        ((32, 16, 3, 3), {}, "which 16 input channels do not divide into"),
+        ((10, 32, 1, 1), {}, "32 input or 10 output channels"),
+        ((32, 32, 1, 1), {"stride": 9}, "strides up to 8"),
+        ((32, 32, 3, 3), {"padding": 129}, "cannot reach 2 pixels"),
+        ((32, 32, 3, 3), {"dilation": 65}, "cannot reach 130 pixels"),
+        ((32, 32, 3, 3), {"dilation": 128, "padding": 128}, "cannot reach 256 pixels"),
+    ],
+)
+def test_what_it_cannot_compute_it_says(shape, arguments, message):
+    verdict = WGMMA.computes(Geometry.of(shape, **arguments), torch.float16)
+    assert not verdict and message in verdict.why
+
+
+def test_it_is_for_hopper_only(monkeypatch):
+    _, geometry = problem()
+    assert "not on cpu" in WGMMA.supports(geometry, torch.float16, torch.device("cpu")).why
+    monkeypatch.setattr(CudaBackend, "available", lambda self: Verdict(True))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(two_four_ops, "wgmma_missing", ["this GPU has 8.0", None].__getitem__)
+    for device, ok in ((0, False), (1, True)):
+        verdict = WGMMA.supports(geometry, torch.float16, torch.device("cuda", device))
+        assert verdict == (ok, "" if ok else "this GPU has 8.0")
+    monkeypatch.setattr(two_four_ops, "wgmma_missing", lambda device: "this GPU has 8.0")
+    assert WGMMA.available() == (False, "this GPU has 8.0")
+
+
+def test_every_geometry_that_the_backend_takes_the_kernel_takes():
+    """The one judges without the input's size, so it may refuse more."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    library, taken = emulated_hopper(), 0
+    for taps in (1, 2, 3, 5):
+        for dilation in (1, 31, 32, 43, 64, 85, 128):
+            for stride in (1, 2, 8, 9):
+                for padding in (0, 1, 127, 128, 129):
+                    shape = (8, 32, taps, 1)
+                    geometry = Geometry.of(shape, (stride, 1), (padding, 0), (dilation, 1))
+                    size = max(1, (taps - 1) * dilation + 1 - 2 * padding) + stride - 1
+                    weight = TwoFourWeight(torch.zeros(shape).half(), {"clean": torch.zeros(shape, dtype=torch.bool)})
+                    if not WGMMA.computes(geometry, torch.float16):
+                        continue
+                    for height in range(size, size + stride):
+                        x = torch.zeros(1, 32, height, 1).half()
+                        told, *_ = problem_of(x, weight.operand("clean"), geometry)
+                        assert library.takes(ctypes.byref(told)), geometry
+                        taken += 1
+    assert taken > 100

@@ -1,0 +1,124 @@
+"""The 2:4 kernel for Hopper: its operand against a model of the instruction, and its source on an emulated Hopper.
+
+Numbers are small integers, whose sums 16-bit floats hold: results must be equal, not close.
+"""
+
+import ctypes
+
+import pytest
+import torch
+from emulated import emulated_hopper, needs_compiler, problem_of, run
+from two_four_cases import DTYPES, HOPPER_CASES, integers, layer, reference
+from wgmma_sp import operand as as_instruction_sees_it
+
+from smart_kernels.two_four_ops import WGMMA_TILES
+
+
+@pytest.fixture(scope="module")
+def library():
+    return emulated_hopper()
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 3, 3), (40, 32, 1, 1)], ids=str)
+def test_warpgroups_fed_the_packed_operand_see_the_masked_weight(shape):
+    """Without extra steps; two slabs make the 64 rows, warps 0 and 1 hold the first, 2 and 3 the second."""
+    k, c, r, s = shape
+    packed, _ = layer(shape, density=0.4)
+    weight = packed.operand("adv")
+    matrix = torch.zeros(-(-k // 64) * 64, packed.steps * 32, dtype=torch.float64)
+    for row in range(0, k, 64):
+        for step in range(packed.steps):
+            values, metadata = [], []
+            for warp in range(4):
+                slab = min(row // 32 + warp // 2, packed.slabs - 1)
+                at = weight.first_slab + slab, step
+                values.append(weight.values[(*at, warp % 2)])
+                metadata += [weight.metadata[at][(lane & ~2) | warp % 2 * 2] for lane in range(32)]
+            found = as_instruction_sees_it(torch.cat(values), torch.stack(metadata))
+            matrix[row : row + 64, 32 * step : 32 * step + 32] = found
+    matrix = matrix[:k].reshape(k, r, s, c).permute(0, 3, 1, 2)
+    expected = packed.dense("adv").double()
+    # What is in extra steps is missing, and nothing else.
+    missing = (matrix != expected).sum()
+    assert bool(((matrix == expected) | (matrix == 0)).all())
+    assert 0 < missing <= packed.overflow("adv")
+
+
+def test_the_instructions_selector_names_the_lanes_that_hold_metadata():
+    values, metadata = torch.ones(128, 8), torch.full((128,), 0x44444444)
+    metadata[2::4] = metadata[3::4] = -0x11111112  # 0xEEEEEEEE: positions 2 and 3
+    first, second = (as_instruction_sees_it(values, metadata, selector) for selector in (0, 1))
+    assert torch.equal(first, torch.tensor([1.0, 1, 0, 0]).double().repeat(64, 8))
+    assert torch.equal(second, torch.tensor([0.0, 0, 1, 1]).double().repeat(64, 8))
+
+
+@needs_compiler
+@pytest.mark.parametrize("tile", WGMMA_TILES)
+@pytest.mark.parametrize("case", HOPPER_CASES)
+def test_both_tiles_compute_the_convolution(library, case, tile):
+    shape, (n, h, w), arguments = HOPPER_CASES[case]
+    packed, geometry = layer(shape, **arguments)
+    x = integers(n, shape[1], h, w)
+    y = run(library, x, packed.operand("adv"), geometry, tile)
+    assert torch.equal(y.double(), reference(x, packed, geometry, "adv"))
+
+
+@needs_compiler
+@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_mask_is_exact(library, density, dtype):
+    packed, geometry = layer((72, 32, 3, 3), density, dtype, padding=1)
+    x = integers(1, 32, 6, 6, dtype=dtype)
+    for path in ("clean", "adv"):
+        y = run(library, x, packed.operand(path), geometry, "wgmma tall")
+        assert torch.equal(y.double(), reference(x, packed, geometry, path))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tile", WGMMA_TILES)
+def test_scale_bias_residual_relu_and_second_result(library, dtype, tile):
+    packed, geometry = layer((48, 32, 3, 3), dtype=dtype, padding=1)
+    x, residual = integers(2, 32, 5, 5, dtype=dtype), integers(2, 48, 5, 5, largest=9, dtype=dtype)
+    scale, bias, second_scale, second_bias = (integers(48, largest=4, dtype=torch.float32) for _ in range(4))
+    y, second = run(
+        library, x, packed.operand("clean"), geometry, tile, scale=scale, bias=bias, residual=residual,
+        relu=True, affine=(second_scale, second_bias, True),
+    )  # fmt: skip
+    expected = reference(x, packed, geometry, "clean", scale, bias, residual, relu=True)
+    assert torch.equal(y.double(), expected.to(dtype).double())
+    after = (expected * second_scale[:, None, None] + second_bias[:, None, None]).relu()
+    assert torch.equal(second.double(), after.to(dtype).double())
+
+
+@needs_compiler
+@pytest.mark.parametrize("tile", WGMMA_TILES)
+def test_threads_and_copies_may_come_in_any_order(library, tile):
+    """With a barrier, a fence or a wait too few, results depend on who ran first, and on when a copy arrived."""
+    packed, geometry = layer((64, 64, 3, 3), 0.5, padding=1)
+    x = integers(1, 64, 5, 5)
+    expected = reference(x, packed, geometry, "clean")
+    for backwards in (False, True):
+        for eager in (False, True):
+            y = run(library, x, packed.operand("clean"), geometry, tile, backwards=backwards, eager=eager)
+            assert torch.equal(y.double(), expected), (backwards, eager)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("shape", "arguments", "size", "ok"),
+    [
+        ((8, 32, 3, 3), {"padding": 1}, 8, True),
+        ((8, 16, 3, 3), {"padding": 1}, 8, False),
+        ((8, 32, 1, 1), {"stride": 9}, 20, False),
+        ((8, 32, 3, 3), {"padding": 128}, 8, True),
+        ((8, 32, 3, 3), {"padding": 129}, 8, False),
+        ((8, 32, 3, 3), {"dilation": 64}, 140, True),
+        ((8, 32, 3, 3), {"dilation": 65}, 140, False),
+        ((8, 32, 3, 3), {"dilation": 128, "padding": 128}, 8, False),
+    ],
+)
+def test_what_copies_cannot_do_is_refused(library, shape, arguments, size, ok):
+    packed, geometry = layer(shape, **arguments)
+    problem, *_ = problem_of(integers(1, shape[1], size, size), packed.operand("clean"), geometry)
+    assert library.takes(ctypes.byref(problem)) == ok
