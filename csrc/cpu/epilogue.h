@@ -7,22 +7,30 @@
 
 namespace smart::cpu::SMART_ISA {
 
-// y[j] = relu(from[j] + residual[j]), keeping NaN as torch does, for one run of neighbouring output pixels: whole
-// vectors of kLanes, then the rest with vectors half as long.
+template <class Number>
+static inline Number bounded(const Epilogue& e, Number sum) {
+  if (e.relu) sum = rectified(sum);
+  return e.relu6 ? at_most_six(sum) : sum;
+}
+
+// y[j] = relu(from[j] + residual[j]), or what else the epilogue has for bounds, for one run of neighbouring output
+// pixels: whole vectors of kLanes, then the rest with vectors half as long.
 template <int kLanes = kWidth>
-static inline void store_run(float* y, const float* residual, bool rectify, const float* from, int64_t count) {
+static inline void store_run(const Epilogue& e, float* y, const float* residual, const float* from, int64_t count) {
   typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
   int64_t j = 0;
   for (; j + kLanes <= count; j += kLanes) {
     Lanes sum = *reinterpret_cast<const Lanes*>(from + j);
     if (residual) sum += *reinterpret_cast<const Lanes*>(residual + j);
-    *reinterpret_cast<Lanes*>(y + j) = rectify ? (sum < 0.0f ? Lanes{} : sum) : sum;
+    // As `bounded`, which these vectors of any alignment cannot be handed to.
+    if (e.relu) sum = sum < 0.0f ? Lanes{} : sum;
+    if (e.relu6) sum = sum > 6.0f ? Lanes{} + 6.0f : sum;
+    *reinterpret_cast<Lanes*>(y + j) = sum;
   }
   if constexpr (kLanes > 2) {
-    if (j < count) store_run<kLanes / 2>(y + j, residual ? residual + j : nullptr, rectify, from + j, count - j);
+    if (j < count) store_run<kLanes / 2>(e, y + j, residual ? residual + j : nullptr, from + j, count - j);
   } else if (j < count) {
-    const float sum = residual ? from[j] + residual[j] : from[j];
-    y[j] = rectify && sum < 0.0f ? 0.0f : sum;
+    y[j] = bounded(e, residual ? from[j] + residual[j] : from[j]);
   }
 }
 
@@ -47,7 +55,7 @@ static inline void store_affine(float* second, const float* y, float scale, floa
 static inline void store_vector(const Job& job, int64_t k, int64_t at, Vector sum) {
   const Epilogue& e = job.epilogue;
   if (e.residual) sum += load(e.residual + at);
-  if (e.relu) sum = sum < 0.0f ? Vector{} : sum;
+  sum = bounded(e, sum);
   store(job.y + at, sum);
   const Affine& a = e.affine;
   if (!a.y) return;
@@ -58,7 +66,7 @@ static inline void store_vector(const Job& job, int64_t k, int64_t at, Vector su
 // A run of results of any length.
 static inline void store_results(const Job& job, int64_t k, int64_t at, const float* from, int64_t count) {
   const Epilogue& e = job.epilogue;
-  store_run(job.y + at, e.residual ? e.residual + at : nullptr, e.relu, from, count);
+  store_run(e, job.y + at, e.residual ? e.residual + at : nullptr, from, count);
   const Affine& a = e.affine;
   if (a.y) store_affine(a.y + at, job.y + at, a.scale[k], a.bias[k], a.relu, count);
 }

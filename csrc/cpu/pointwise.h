@@ -53,9 +53,14 @@ static void separate(const float* x, int64_t channels, int64_t pixels, int64_t i
   }
 }
 
+// Both keep NaN, as torch does.
 template <class Number>
 static inline Number rectified(Number x) {
-  return x < 0.0f ? Number{} : x;  // keeps NaN, as torch does
+  return x < 0.0f ? Number{} : x;
+}
+template <class Number>
+static inline Number at_most_six(Number x) {
+  return x > 6.0f ? Number{} + 6.0f : x;
 }
 
 // y = relu(x * scale + bias), or without relu.
@@ -81,24 +86,26 @@ static void add(const float* x, const float* other, bool rectify, int64_t floats
 static inline Vector exponential(Vector x) {
   typedef int32_t Integers __attribute__((vector_size(kWidth * sizeof(int32_t))));
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: a number added to it is rounded to a whole one
-  const Vector least = Vector{} - 87.0f;
-  const Vector bounded = x < least ? least : x;
+  const Vector least = Vector{} - 87.0f, most = Vector{} + 89.0f;
+  Vector bounded = x < least ? least : x;
+  bounded = bounded > most ? most : bounded;
   const Vector rounded = bounded * 1.44269504f + kRound;
   const Vector n = rounded - kRound;  // e^x = 2^n e^rest
   const Vector rest = bounded - n * 0.693145751953125f - n * 1.42860677e-6f;
-  constexpr float kCoefficients[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-  Vector sum = {};
-  for (const float coefficient : kCoefficients) sum = sum * rest + coefficient;
+  // The polynomial of degree 6 of least relative error for |rest| <= ln(2) / 2: 1.9e-9 before rounding.
+  Vector sum = rest * 0.00138368353f + 0.00837482419f;
+  for (const float coefficient : {0.0416682251f, 0.166664198f, 0.499999911f, 1.0f, 1.0f})
+    sum = sum * rest + coefficient;
   Integers power;
   __builtin_memcpy(&power, &rounded, sizeof(power));
-  power = (power - 0x4b400000 + 127) << 23;  // the bits of kRound; of a float's exponent
+  power = (power - 0x4b400000 + 127) << 23;  // the bits of kRound; of a float's exponent, that of infinity for n = 128
   Vector scale;
   __builtin_memcpy(&scale, &power, sizeof(scale));
-  return x > Vector{} + 88.0f ? Vector{} + __builtin_inff() : sum * scale;
+  return sum * scale;
 }
 
 static inline Vector value_of(Function function, Vector x) {
-  const auto relu6 = [](Vector v) { return v < Vector{} ? Vector{} : v > Vector{} + 6.0f ? Vector{} + 6.0f : v; };
+  const auto relu6 = [](Vector v) { return at_most_six(rectified(v)); };
   switch (function) {
     case Function::kRelu6: return relu6(x);
     case Function::kSilu: return x / (exponential(-x) + 1.0f);

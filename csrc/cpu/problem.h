@@ -45,13 +45,15 @@ struct Affine {
 enum class Function { kRelu6, kSilu, kSigmoid, kHardswish, kHardsigmoid };
 constexpr int kFunctions = 5;
 
-// y = function(relu(conv * scale + bias + residual)); a null pointer leaves its term out.
+// y = function(relu(conv * scale + bias + residual)); a null pointer leaves its term out. ReLU6 is one of the
+// functions, and beside ReLU it costs nothing to apply.
 struct Epilogue {
   const float* scale;     // (K,)
   const float* bias;      // (K,)
   const float* residual;  // as y
   bool relu;
   Affine affine;
+  bool relu6 = false;      // with `relu`
   bool activates = false;  // whether there is a function; then there is no second result
   Function function = Function::kRelu6;
 };

@@ -9,8 +9,10 @@ namespace smart::cpu {
 
 namespace {
 
-constexpr int64_t kAlign = 16;            // floats of a cache line
-constexpr double kConvert = 0.25;         // cycles a number, to interleave or separate it
+constexpr int64_t kAlign = 16;       // floats of a cache line
+constexpr double kConvert = 0.25;    // cycles a number, to interleave or separate it
+constexpr double kConvertFar = 0.5;  // more than that for values beyond the L2 cache
+constexpr double kL2Floats = 256 * 1024;
 constexpr double kPointwiseCycles = 0.2;  // a number
 
 thread_local Scratch kept_values;   // between phases
@@ -88,10 +90,15 @@ void Program::fuse_activations() {
   std::vector<Step> fused;
   std::vector<std::size_t> maker(values_.size(), steps_.size());  // in `fused`
   for (const Step& step : steps_) {
-    if (step.kind == Kind::kActivate && readers[step.x] == 1 && maker[step.x] < fused.size()) {
+    // (Of channels shorter than a vector, as gates have, all together are faster than one after another.)
+    const bool whole = values_[step.y].pixels() >= kernels_.width;
+    if (step.kind == Kind::kActivate && whole && readers[step.x] == 1 && maker[step.x] < fused.size()) {
       Step& conv = fused[maker[step.x]];
-      if (conv.kind == Kind::kConvolution && conv.second == kNone && !conv.epilogue.activates) {
-        conv.epilogue.activates = true, conv.epilogue.function = step.function;
+      const Epilogue& e = conv.epilogue;
+      if (conv.kind == Kind::kConvolution && conv.second == kNone && !e.activates && !e.relu6) {
+        const bool relu6 = step.function == Function::kRelu6;
+        conv.epilogue.relu = conv.epilogue.relu || relu6, conv.epilogue.relu6 = relu6;
+        conv.epilogue.activates = !relu6, conv.epilogue.function = step.function;
         conv.y = step.y;
         maker[step.y] = maker[step.x];
         continue;
@@ -121,7 +128,11 @@ std::vector<bool> Program::choose_layouts() const {
       }
       cost[interleaved] = cycles * units[interleaved];
     }
-    const double convert = kConvert * batch_ * values_[step.x].floats();
+    double convert = 0;
+    for (const int value : read_by(step)) {
+      const double floats = static_cast<double>(batch_) * values_[value].floats();
+      convert += floats * (kConvert + std::clamp(floats / kL2Floats - 0.5, 0.0, 1.0) * kConvertFar);
+    }
     if (came_from.empty()) total[1] = convert;
     std::array<bool, 2> best;
     double next[2];

@@ -124,3 +124,28 @@ def test_other_products_and_functions_are_left_to_torch():
         graph.call_function(F.silu, (x, y)),
     ):
         assert elementwise.activation({}, node) is None
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda number: FUNCTIONS[number].__name__)
+@pytest.mark.parametrize("size", [1, 3, 4, 9, 20])
+@pytest.mark.parametrize("batch", [1, 17])
+def test_functions_of_convolutions_bound_and_keep_what_they_must(function, size, batch):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (MaskedConv(2, 2, 1, bias=False, groups=groups, density=1.0) for groups in (1, 2))
+            self.last = MaskedConv(2, 2, 1, bias=False, groups=2, density=1.0)
+
+        def forward(self, x):
+            y = FUNCTIONS[function](self.b(FUNCTIONS[function](self.a(x))))
+            return self.last(y), y
+
+    model = Net().eval()
+    for conv, weight in ((model.a, torch.eye(2)), (model.b, torch.full((2, 1), 2.0)), (model.last, torch.ones(2, 1))):
+        conv.weight.data = weight[:, :, None, None].clone()
+    x = torch.randn(batch, 2, size, size) * 20
+    sparse = swap(model, x, backend="cpu", measure=False)
+    sparse.runs_programs = True
+    x[0, :, 0, 0], x[-1, :, -1, -1] = float("nan"), 1e30
+    for ours, theirs in zip(sparse(x), model(x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, equal_nan=True)
