@@ -80,7 +80,7 @@ def in_program(isa, geometry, size, batch, act):
     x = torch.randn(batch, 3, *size)
     sparse = swap(model, x, backend="cpu", measure=False)
     sparse.runs_programs = True
-    (program,) = [m for m in sparse._graph_for(x).modules() if isinstance(m, programs.Program)]
+    (program,) = [m for m in sparse._graph_for(sparse.net, x).modules() if isinstance(m, programs.Program)]
     assert len(program.steps) == 4
     program.isa = isa
     with paths.running("adv"), torch.no_grad():
