@@ -16,7 +16,7 @@ import smart_kernels
 from smart import bench, bench_tables, plots, readers, results
 from smart.checkpoint import load_checkpoint
 from smart.commands import flags
-from smart.commands.shared import accepted, check_file, check_plot, data_for, say_written
+from smart.commands.shared import accepted, check_outputs, data_for, say_written
 from smart.layers import SmartNet
 from smart.models import list_models
 from smart.peers import ALL as ALL_PEERS
@@ -68,17 +68,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     flags.backend(parser)
     flags.dtype(parser)
-    parser.add_argument("--json", metavar="FILE", help="write the rows with machine, versions and commit")
-    parser.add_argument("--markdown", metavar="FILE", help="write them as a table")
-    parser.add_argument("--plot", metavar="FILE", help="draw them as bars, a .png; needs matplotlib")
+    flags.outputs(
+        parser,
+        json="write the rows with machine, versions and commit",
+        markdown="write them as a table",
+        plot="draw them as bars",
+    )
     flags.progress(parser)
     flags.device(parser, "cpu")
 
 
 def run(args: argparse.Namespace) -> None:
-    for file in (args.json, args.markdown, args.plot):
-        check_file(file)
-    check_plot(args.plot)
+    check_outputs(args)
     if (args.network is None) == (args.suite is None):
         raise UsageError("name a network to measure, or a suite with --suite, not both")
     if args.suite is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from smart.commands.shared import check_file, check_plot, say_written
+from smart.commands import flags
+from smart.commands.shared import check_outputs, say_written
 from smart.compare import compare_runs
 from smart.plots_robustness import plot_comparison
 from smart_kernels.files import write_text
@@ -13,15 +14,11 @@ from smart_kernels.files import write_text
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that smart train wrote, such as runs/*")
-    parser.add_argument("--csv", metavar="FILE", help="write one row a run")
-    parser.add_argument("--markdown", metavar="FILE", help="write the table")
-    parser.add_argument("--plot", metavar="FILE", help="draw the trade-offs, a .png; needs matplotlib")
+    flags.outputs(parser, csv="write one row a run", markdown="write the table", plot="draw the trade-offs")
 
 
 def run(args: argparse.Namespace) -> None:
-    for file in (args.csv, args.markdown, args.plot):
-        check_file(file)
-    check_plot(args.plot)
+    check_outputs(args)
     found = compare_runs(args.runs)
     print(found.table())
     for remark in found.remarks():

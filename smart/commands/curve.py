@@ -7,7 +7,7 @@ import argparse
 from smart import readers, text
 from smart.checkpoint import load_checkpoint
 from smart.commands import flags
-from smart.commands.shared import DEFAULT_EPS, check_file, check_plot, data_for, say_written
+from smart.commands.shared import DEFAULT_EPS, check_outputs, data_for, say_written
 from smart.curves import FACTORS, robustness_curves
 from smart.plots_robustness import plot_curves
 
@@ -21,24 +21,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=flags.checked(readers.number),
         help=f"L-infinity radii (default: that of the training times {', '.join(map(str, FACTORS))})",
     )
-    parser.add_argument(
-        "--attack", type=flags.checked(flags.attack), default="pgd20", help=f"{flags.ATTACKS} (default: pgd20)"
-    )
+    flags.one_attack(parser)
     flags.paths(parser)
     flags.lambdas(parser)
-    flags.number(parser, "--restarts", 1, "of PGD")
-    flags.number(parser, "--limit", None, "use only the first so many test images")
-    flags.seed(parser)
-    parser.add_argument("--csv", metavar="FILE", help="write one row a point")
-    parser.add_argument("--plot", metavar="FILE", help="draw the curves, a .png; needs matplotlib")
+    flags.effort(parser)
+    flags.outputs(parser, csv="write one row a point", plot="draw the curves")
     flags.progress(parser)
     flags.device(parser, "auto")
 
 
 def run(args: argparse.Namespace) -> None:
-    for file in (args.csv, args.plot):
-        check_file(file)
-    check_plot(args.plot)
+    check_outputs(args)
     model, metadata = load_checkpoint(args.checkpoint, args.device)
     data = data_for(args, model)
     images, labels = (tensor[: args.limit] for tensor in data.test)

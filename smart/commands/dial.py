@@ -8,7 +8,7 @@ import json
 from smart import text
 from smart.checkpoint import load_checkpoint
 from smart.commands import flags
-from smart.commands.shared import attack_eps, check_file, check_plot, data_for, say_written
+from smart.commands.shared import attack_eps, check_outputs, data_for, say_written
 from smart.dial import DIALS, LAMBDAS, trade_off
 from smart.plots_dial import plot_trade_off
 from smart_kernels.files import write_text
@@ -30,24 +30,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=list(LAMBDAS),
         help=f"of the dial weights, 0 clean to 1 adv (default: {' '.join(f'{at:g}' for at in LAMBDAS)})",
     )
-    parser.add_argument(
-        "--attack", type=flags.checked(flags.attack), default="pgd20", help=f"{flags.ATTACKS} (default: pgd20)"
-    )
+    flags.one_attack(parser)
     flags.radius(parser)
-    flags.number(parser, "--restarts", 1, "of PGD")
-    flags.number(parser, "--limit", None, "use only the first so many test images")
-    flags.seed(parser)
-    parser.add_argument("--csv", metavar="FILE", help="write one row a position")
-    parser.add_argument("--json", metavar="FILE", help="write the rows and the settings")
-    parser.add_argument("--plot", metavar="FILE", help="draw the curves, a .png; needs matplotlib")
+    flags.effort(parser)
+    flags.outputs(
+        parser, csv="write one row a position", json="write the rows and the settings", plot="draw the curves"
+    )
     flags.progress(parser)
     flags.device(parser, "auto")
 
 
 def run(args: argparse.Namespace) -> None:
-    for file in (args.csv, args.json, args.plot):
-        check_file(file)
-    check_plot(args.plot)
+    check_outputs(args)
     model, metadata = load_checkpoint(args.checkpoint, args.device)
     data = data_for(args, model)
     table = trade_off(

@@ -33,8 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     flags.number(parser, "--limit", None, "use only the first so many test images")
     flags.seed(parser)
-    parser.add_argument("--csv", metavar="FILE", help="write one row a number")
-    parser.add_argument("--json", metavar="FILE", help="write the table and the settings")
+    flags.outputs(parser, csv="write one row a number", json="write the table and the settings")
     parser.add_argument(
         "--card",
         action="store_true",

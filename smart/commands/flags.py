@@ -77,6 +77,24 @@ def number(parser: argparse._ActionsContainer, name: str, default: int | None, t
     parser.add_argument(name, type=checked(readers.positive), default=default, help=text + shown)
 
 
+def one_attack(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--attack", type=checked(attack), default="pgd20", help=f"{ATTACKS} (default: pgd20)")
+
+
+def effort(parser: argparse._ActionsContainer, limit: int | None = None) -> None:
+    """How long attacks try, on how many images, from which seed."""
+    number(parser, "--restarts", 1, "of PGD")
+    number(parser, "--limit", limit, "use only the first so many test images")
+    seed(parser)
+
+
+def outputs(parser: argparse._ActionsContainer, **texts: str) -> None:
+    """Flags for files to write: csv, json, markdown, plot; ``texts`` say what each gets."""
+    for name, text in texts.items():
+        drawn = ", a .png; needs matplotlib" if name == "plot" else ""
+        parser.add_argument(f"--{name}", metavar="FILE", help=text + drawn)
+
+
 def seed(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--seed", type=checked(readers.whole), default=0, help="of the attacks (default: 0)")
 

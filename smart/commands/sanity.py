@@ -29,10 +29,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.eps(parser)
     flags.number(parser, "--steps", 20, "of PGD; five times as many are tried too")
     flags.number(parser, "--queries", 200, "of the Square Attack, a black box")
-    flags.number(parser, "--restarts", 1, "of PGD")
-    flags.number(parser, "--limit", 256, "use only the first so many test images")
-    flags.seed(parser)
-    parser.add_argument("--json", metavar="FILE", help="write the checks and the settings")
+    flags.effort(parser, 256)
+    flags.outputs(parser, json="write the checks and the settings")
     flags.progress(parser)
     flags.device(parser, "auto")
 

@@ -87,6 +87,13 @@ def check_file(file: str | Path | None) -> None:
     check_folder(Path(file).parent)
 
 
+def check_outputs(args: Namespace) -> None:
+    """Raises OSError or UsageError unless the files of :func:`smart.commands.flags.outputs` can be written."""
+    for name in ("csv", "json", "markdown", "plot"):
+        check_file(getattr(args, name, None))
+    check_plot(getattr(args, "plot", None))
+
+
 def check_plot(file: str | None) -> None:
     """Raises UsageError unless a picture can be drawn into a file of that name."""
     if file is None:
