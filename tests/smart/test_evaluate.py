@@ -126,3 +126,16 @@ def test_black_box():
     assert table["adv"]["square60"] == int((model(adv, path="adv").argmax(1) == y).sum()) / 60
     assert table["adv"]["square60"] < table["adv"]["square10"] < table["adv"]["clean"]
     assert [(row["attack"], row["steps"]) for row in table.rows()] == [("clean", 0), ("square10", 10), ("square60", 60)]
+
+
+def test_parts_add_up_to_the_whole(trained, data):
+    options = {"attacks": ["clean", "pgd3"], "eps": 0.2, "batch_size": 5, "seed": 3}
+    whole = evaluate(trained, data, **options)
+    parts = [evaluate(trained, data, **options, part=(i, 2)) for i in (0, 1)]
+    assert len(data.test[0]) == 12  # three batches: two of the first part, one of the second
+    for path, row in whole.items():
+        for attack, accuracy in row.items():
+            assert sum(part[path][attack] for part in parts) == pytest.approx(accuracy)
+            assert sum(part.losses[path][attack] for part in parts) == pytest.approx(whole.losses[path][attack])
+        assert sum(part.worst[path] for part in parts) == pytest.approx(whole.worst[path])
+        assert all(part.worst[path] < 1 for part in parts)
