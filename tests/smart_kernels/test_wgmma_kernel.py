@@ -8,9 +8,11 @@ import ctypes
 import pytest
 import torch
 from emulated import emulated_hopper, needs_compiler, problem_of, run
-from two_four_cases import DTYPES, HOPPER_CASES, integers, layer, reference
+from two_four_cases import DTYPES, HOPPER_CASES, integers, layer, reference, slab_masks
 from wgmma_sp import operand as as_instruction_sees_it
 
+from smart_kernels.geometry import Geometry
+from smart_kernels.packing import TwoFourWeight
 from smart_kernels.two_four_ops import WGMMA_TILES
 
 
@@ -92,10 +94,17 @@ def test_scale_bias_residual_relu_and_second_result(library, dtype, tile):
 
 
 @needs_compiler
+@pytest.mark.parametrize("overflow", [True, False], ids=["overflow", "2:4"])
 @pytest.mark.parametrize("tile", WGMMA_TILES)
-def test_threads_and_copies_may_come_in_any_order(library, tile):
-    """With a barrier, a fence or a wait too few, results depend on who ran first, and on when a copy arrived."""
-    packed, geometry = layer((64, 64, 3, 3), 0.5, padding=1)
+def test_threads_and_copies_may_come_in_any_order(library, tile, overflow):
+    """With a barrier, a fence or a wait too few, results depend on who ran first, and on when a copy arrived.
+
+    Extra steps wait for all products before them, so masks without any show other mistakes.
+    """
+    shape = (64, 64, 3, 3)
+    masks = {"clean": torch.rand(shape) < 0.5} if overflow else slab_masks(shape, 1.0)
+    packed, geometry = TwoFourWeight(integers(*shape), masks), Geometry.of(shape, padding=1)
+    assert bool(packed.extra_steps("clean")) == overflow and packed.column_runs is None
     x = integers(1, 64, 5, 5)
     expected = reference(x, packed, geometry, "clean")
     for backwards in (False, True):
