@@ -28,7 +28,7 @@ from smart.text import align
 from smart_kernels import patterns
 from smart_kernels.files import write_text
 from smart_kernels.modules import SparseConv2d
-from smart_kernels.patterns import NM, Block, Channel, Pattern, Unstructured
+from smart_kernels.patterns import NM, SLAB, VNM, Block, Channel, Pattern, Unstructured
 
 GPUS = Path(__file__).with_name("gpus.json")
 DTYPES = {"float16": 2, "bfloat16": 2, "tf32": 4, "float32": 4}  # bytes
@@ -178,6 +178,10 @@ def floors(
         # The sparse tensor core multiplies what is kept of 2:4 at twice the rate per weight of the whole.
         flops = 2.0 * layer.weights * layer.uses * batch * max(density, 0.5)
         weight_bytes = layer.weights * (max(density, 0.5) * itemsize + 1 / 8)
+    if sparse and isinstance(pattern, VNM):
+        # 2:4 within one slab of so many, and a list of those of each V output channels.
+        flops = 2.0 * layer.weights * layer.uses * batch * 0.5 / pattern.choices
+        weight_bytes = layer.weights * (0.5 * itemsize + 1 / 8 + CODE_BYTES / (pattern.v * SLAB)) / pattern.choices
     if sparse and isinstance(pattern, Block):
         weight_bytes += layer.weights * density / (pattern.out_channels * pattern.in_channels) * CODE_BYTES
     if sparse and isinstance(pattern, Channel):
@@ -249,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("network", choices=smart.list_models())
-    parser.add_argument("--pattern", default="block:64x16", help="unstructured, 2:4, block:KxC or channel")
+    parser.add_argument("--pattern", default="block:64x16", help="unstructured, 2:4, 64:2:8, block:KxC or channel")
     parser.add_argument("--density", type=float, default=0.2, help="of the masked layers")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--image", type=int, nargs=3, metavar=("C", "H", "W"), help="default: as the suites have it")

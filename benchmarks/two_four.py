@@ -25,6 +25,7 @@ from tqdm import tqdm
 from benchmarks.cases import LAYERS, LayerCase
 from benchmarks.tune import DTYPES, RESULTS, Times, graph_times
 from smart import results
+from smart.masks import check_density, random_masks
 from smart_kernels import direct_ops, patterns, reference, two_four_ops
 from smart_kernels.backends import find
 from smart_kernels.geometry import Geometry
@@ -50,6 +51,15 @@ class Problem:
     def tiles(self) -> tuple[str, ...]:
         return direct_ops.TILES if self.backend == "direct" else two_four_ops.TILES
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the weight leaves out runs of columns, which tiles taller than their lists cannot."""
+        return isinstance(self.packed, TwoFourWeight) and self.packed.column_runs is not None
+
+    def runnable(self) -> list[int]:
+        """Tiles that run the weight."""
+        return [i for i, name in enumerate(self.tiles) if not (self.leaves_out and name == "large")]
+
     def call(self, tile: int) -> Callable[[], Tensor]:
         """Runs the layer by a tile, or by the one chosen for it if that is -1."""
         arguments = (self.packed, self.geometry, self.packed.paths[0], None, self.bias, True, None)
@@ -61,7 +71,7 @@ class Problem:
             find("wgmma"),
             (self.packed, self.geometry, self.packed.paths[0], None, self.bias, True, None),
         )
-        if self.backend != "cuda" or not wgmma.supports(self.geometry, self.x.dtype, self.x.device):
+        if self.backend != "cuda" or self.leaves_out or not wgmma.supports(self.geometry, self.x.dtype, self.x.device):
             return {}
         return {
             f"{name.replace(' ', '_')}_us": partial(wgmma.bind(*arguments, tile=len(self.tiles) + i), self.x, None)
@@ -90,8 +100,10 @@ def random_mask(shape: tuple[int, ...], pattern: str, density: float, generator:
         k, c, r, s = shape
         scores = torch.rand((k, c // parsed.m, parsed.m, r, s), generator=generator)
         return (scores.argsort(dim=2) < parsed.n).reshape(shape)
+    if isinstance(parsed, patterns.VNM):
+        return random_masks(shape, check_density(None, parsed), "shared", generator, parsed)["clean"]
     if not isinstance(parsed, patterns.Unstructured):
-        raise ValueError(f"pattern {pattern!r}: accepted are 'unstructured' and N:M")
+        raise ValueError(f"pattern {pattern!r}: accepted are 'unstructured', N:M and V:N:M")
     return torch.rand(shape, generator=generator) < density
 
 
@@ -118,8 +130,8 @@ def row(case: LayerCase, pattern: str, problem: Problem, times: Times) -> dict[s
     Raises:
         VerificationError: a tile computes something else than the reference; nothing was timed then.
     """
-    calls = {f"{name}_us": problem.call(i) for i, name in enumerate(problem.tiles)} | {"chosen_us": problem.call(-1)}
-    calls |= problem.hopper_calls()
+    calls = {f"{problem.tiles[i]}_us": problem.call(i) for i in problem.runnable()}
+    calls |= problem.hopper_calls() | {"chosen_us": problem.call(-1)}
     for name, call in calls.items():
         y = call()
         if not (error := relative_error(y, problem.truth)) <= TOLERANCE[y.dtype]:

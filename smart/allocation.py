@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smart.grouping import group_count, group_norms
 from smart_kernels.paths import PATHS
-from smart_kernels.patterns import NM, Pattern
+from smart_kernels.patterns import NM, VNM, Pattern
 
 # How many groups each layer keeps, given the layers' weights, their pattern, how many groups each has, and the density.
 Allocation = Callable[[Sequence[Tensor], Pattern, Sequence[int], float], list[int]]
@@ -42,7 +42,7 @@ def check_allocation(allocation: str, pattern: Pattern) -> None:
     """Raises ValueError where ``allocation`` is unknown, or contradicts the pattern."""
     if allocation not in ALLOCATIONS:
         raise ValueError(f"unknown allocation {allocation!r}: accepted are {', '.join(ALLOCATIONS)}")
-    if isinstance(pattern, NM) and allocation != "uniform":
+    if isinstance(pattern, (NM, VNM)) and allocation != "uniform":
         raise ValueError(
             f"allocation is {allocation!r}: with pattern {pattern} every layer keeps {pattern.n} of {pattern.m} "
             "weights, so take 'uniform'"

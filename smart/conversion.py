@@ -56,9 +56,10 @@ def convert(
     Args:
         module: any network whose forward takes one batch (N, C, H, W).
         density: the part of the masked layers' weights that lives, in (0, 1]; a number, or {"clean": d, "adv": d}.
-            Default: 0.2; for N:M n/m, and nothing else is accepted.
-        pattern: of the masks: ``"unstructured"``, N:M such as ``"2:4"``, ``"block:64x16"`` or ``"channel"``. A layer
-            whose channels do not divide by it stays dense, with a warning that names it.
+            Default: 0.2; for N:M and V:N:M n/m, and nothing else is accepted.
+        pattern: of the masks: ``"unstructured"``, N:M such as ``"2:4"``, V:N:M such as ``"64:2:8"``,
+            ``"block:64x16"`` or ``"channel"``. A layer whose channels do not divide by it stays dense, with a warning
+            that names it.
         overlap: ``"independent"`` (or ``"free"``), ``"disjoint"``, ``"shared"``, ``"nested"``, or the wanted
             |clean & adv| / min(|clean|, |adv|) as a number in [0, 1]. All but the first hold throughout training
             (so disjoint masks that fill a layer cannot move).

@@ -1,7 +1,7 @@
 """Weights as the groups that a pattern lets live or die together.
 
 Unstructured and N:M masks have groups of one weight, blocks are groups of one kernel tap; channels are no such groups,
-each weight belongs to two, and are counted weight by weight.
+each weight belongs to two, and are counted weight by weight; so are V:N:M masks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from smart_kernels.patterns import Block, Pattern
+from smart_kernels.patterns import SLAB, VNM, Block, Pattern
 
 
 def group_count(shape: Sequence[int], pattern: Pattern) -> int:
@@ -36,6 +36,16 @@ def spread(groups: Tensor, pattern: Pattern) -> Tensor:
     if not isinstance(pattern, Block):
         return groups
     return groups.repeat_interleave(pattern.out_channels, 0).repeat_interleave(pattern.in_channels, 1)
+
+
+def slabs_of(tensor: Tensor, pattern: VNM) -> Tensor:
+    """(K, C, R, S) as (K/v, v, C / 4m, m/4 slabs, 16, R, S)."""
+    return tensor.unflatten(1, (-1, pattern.choices, SLAB)).unflatten(0, (-1, pattern.v))
+
+
+def spread_slabs(slabs: Tensor, pattern: VNM) -> Tensor:
+    """The weights (K, C, R, S) of slabs (K/v, C / 4m, m/4, R, S)."""
+    return slabs.flatten(1, 2).repeat_interleave(pattern.v, 0).repeat_interleave(SLAB, 1)
 
 
 def _blocks(tensor: Tensor, pattern: Block) -> Tensor:

@@ -36,7 +36,7 @@ OPTIONAL = {
 }
 WORDS = {
     "method": ", ".join(METHODS),
-    "pattern": "unstructured, N:M such as 2:4, block:KxC such as block:64x16, channel",
+    "pattern": "unstructured, N:M such as 2:4, V:N:M such as 64:2:8, block:KxC such as block:64x16, channel",
     "allocation": ", ".join(ALLOCATIONS),
     "overlap": f"{', '.join(OVERLAPS)}, or a fraction",
     "masked_layers": f"{', '.join(word for word in LAYER_WORDS if word != 'none')}, names, regular expressions",

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from smart.allocation import allocate
-from smart.grouping import group_count, group_mask, spread
+from smart.grouping import group_count, group_mask, spread, spread_slabs
 from smart.layers import SmartConv2d
 from smart_kernels.paths import PATHS
-from smart_kernels.patterns import NM, Channel, Pattern, Unstructured
+from smart_kernels.patterns import GROUP, NM, SLAB, VNM, Channel, Pattern, Unstructured
 
 UNSTRUCTURED = Unstructured()
 DEFAULT_DENSITY = 0.2
@@ -23,9 +23,9 @@ def check_density(density: float | Mapping[str, float] | None, pattern: Pattern 
     """The density of each path, from one number for both or a mapping with both; None: 0.2, or what the pattern says.
 
     Raises:
-        ValueError: a density outside (0, 1], a mapping with other keys, or another density than n/m for N:M.
+        ValueError: a density outside (0, 1], a mapping with other keys, or another density than n/m for N:M and V:N:M.
     """
-    exact = pattern.n / pattern.m if isinstance(pattern, NM) else None
+    exact = pattern.n / pattern.m if isinstance(pattern, (NM, VNM)) else None
     if density is None:
         density = DEFAULT_DENSITY if exact is None else exact
     per_path = dict(density) if isinstance(density, Mapping) else dict.fromkeys(PATHS, density)
@@ -72,8 +72,8 @@ def check_overlap(overlap: str | float, density: Mapping[str, float], pattern: P
         raise ValueError(
             f"overlap is {overlap}: at densities {low} and {high} it is at least {least:.3f}, lower a density"
         )
-    if isinstance(pattern, Channel) and overlap not in ("independent", "shared", "nested"):
-        raise ValueError(f"overlap is {overlap!r}: masks of pattern 'channel' are independent, shared or nested")
+    if isinstance(pattern, (Channel, VNM)) and overlap not in ("independent", "shared", "nested"):
+        raise ValueError(f"overlap is {overlap!r}: masks of pattern '{pattern}' are independent, shared or nested")
     return overlap
 
 
@@ -92,13 +92,14 @@ def random_masks(
     """One random mask per path that obeys a pattern.
 
     Unstructured masks have exactly max(1, round(density * numel)) ones each, blocks are counted alike; N:M masks have
-    n of every m. Channels keep about sqrt(density) of each side, at least one.
+    n of every m, V:N:M masks n of every four in one slab of m/4. Channels keep about sqrt(density) of each side, at
+    least one.
 
     Args:
         shape: of the weight, (K, C/groups, R, S).
         density: per path, in (0, 1]; n/m for N:M.
         overlap: as for :func:`smart.convert`; a fraction is met up to rounding to whole weights, or blocks. Channels
-            may be "independent", "shared" or "nested".
+            and V:N:M may be "independent", "shared" or "nested".
         generator: on the CPU.
 
     Returns:
@@ -117,6 +118,8 @@ def random_masks(
         return _channel_masks(shape, density, overlap, generator)
     if isinstance(pattern, NM):
         return _nm_masks(shape, pattern, overlap, generator)
+    if isinstance(pattern, VNM):
+        return _vnm_masks(shape, pattern, overlap, generator)
     groups = group_count(shape, pattern)
     grid = group_mask(torch.empty(shape, dtype=torch.bool, device="meta"), pattern).shape
     counts = {path: max(1, round(density[path] * groups)) for path in PATHS}
@@ -172,6 +175,21 @@ def _nm_masks(
         first = (pattern.n - common).reshape(k, -1, 1, r, s)
         masks["adv"] = (place >= first) & (place < first + pattern.n)
     return {path: mask.flatten(1, 2) for path, mask in masks.items()}
+
+
+def _vnm_masks(
+    shape: tuple[int, ...], pattern: VNM, overlap: str | float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """One slab of every m/4, and in it n of every four, drawn for each path; one mask for both but if independent."""
+    inside = _nm_masks(shape, NM(pattern.n, GROUP), overlap, generator)
+    k, c, r, s = shape
+    grid = (k // pattern.v, c // (SLAB * pattern.choices), pattern.choices, r, s)
+    slabs: list[Tensor] = []
+    for _ in PATHS:
+        if overlap == "independent" or not slabs:
+            slabs = [torch.rand(grid, generator=generator).argsort(dim=2) == 0, *slabs]
+    kept = dict(zip(PATHS, slabs * len(PATHS), strict=False))
+    return {path: mask & spread_slabs(kept[path], pattern) for path, mask in inside.items()}
 
 
 def _channel_masks(

@@ -79,7 +79,9 @@ MODEL: dict[str, Setting] = {
         f"(default: {DEFAULT_DENSITY}; for N:M what it says)",
     ),
     "pattern": Setting(
-        pattern, "of the masks: unstructured, N:M such as 2:4, block:KxC such as block:64x16, channel", "unstructured"
+        pattern,
+        "of the masks: unstructured, N:M such as 2:4, V:N:M such as 64:2:8, block:KxC such as block:64x16, channel",
+        "unstructured",
     ),
     "overlap": Setting(
         overlap, f"of the two masks, kept in training: {', '.join(OVERLAPS)} (or free), or a fraction", "independent"

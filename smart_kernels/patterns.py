@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+GROUP = 4  # input channels of which V:N:M keeps n
+SLAB = 16  # input channels that V:N:M keeps or drops together
+
 
 @dataclass(frozen=True)
 class Unstructured:
@@ -50,6 +53,47 @@ class NM:
 
     def misfit(self, shape: Sequence[int]) -> str | None:
         return f"its {shape[1]} input channels are no multiple of {self.m}" if shape[1] % self.m else None
+
+
+@dataclass(frozen=True)
+class VNM:
+    """N of every four input channels, in one of m/4 slabs: V:N:M, whose density is n/m.
+
+    Of every ``m / 4`` neighbouring slabs of 16 input channels ``v`` output channels keep one, each tap for itself; in
+    it each of them keeps at most ``n`` of every four. So a GPU multiplies 2:4 and leaves the other slabs out. The name
+    is that of VENOM (Castro et al., arXiv 2310.02065), which keeps four single columns of m; slabs can be copied.
+    """
+
+    v: int
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if self.v < 1 or not 0 < self.n < GROUP or self.m % GROUP or self.m <= GROUP:
+            raise ValueError(
+                f"pattern {self}: of V:N:M, V must be at least 1, N 1 to {GROUP - 1}, and M a multiple of {GROUP}, "
+                f"above {GROUP}, such as 64:2:8"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.v}:{self.n}:{self.m}"
+
+    @property
+    def choices(self) -> int:
+        """Slabs of which one lives."""
+        return self.m // GROUP
+
+    def holds(self, mask: Tensor) -> bool:
+        k, c = mask.shape[:2]
+        padded = F.pad(mask, (0, 0, 0, 0, 0, -c % (SLAB * self.choices), 0, -k % self.v))
+        slabs = padded.unflatten(1, (-1, self.choices, SLAB)).unflatten(0, (-1, self.v))
+        return NM(self.n, GROUP).holds(mask) and bool((slabs.any(4).any(1).sum(2) <= 1).all())
+
+    def misfit(self, shape: Sequence[int]) -> str | None:
+        for channels, side, what in ((shape[0], self.v, "out"), (shape[1], SLAB * self.choices, "in")):
+            if channels % side:
+                return f"its {channels} {what}put channels are no multiple of {side}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -99,11 +143,11 @@ class Channel:
         return None
 
 
-Pattern = Unstructured | NM | Block | Channel
+Pattern = Unstructured | NM | VNM | Block | Channel
 
 
 def parse(text: str | Pattern) -> Pattern:
-    """Reads a pattern's spelling: ``"unstructured"``, ``"2:4"``, ``"block:64x16"`` or ``"channel"``.
+    """Reads a pattern's spelling: ``"unstructured"``, ``"2:4"``, ``"64:2:8"``, ``"block:64x16"`` or ``"channel"``.
 
     ``"channels"`` is read too.
 
@@ -118,11 +162,13 @@ def parse(text: str | Pattern) -> Pattern:
         return Channel()
     if match := re.fullmatch(r"(\d+):(\d+)", text):
         return NM(int(match[1]), int(match[2]))
+    if match := re.fullmatch(r"(\d+):(\d+):(\d+)", text):
+        return VNM(*map(int, match.groups()))
     if match := re.fullmatch(r"block:(\d+)x(\d+)", text):
         return Block(int(match[1]), int(match[2]))
     raise ValueError(
         f"unknown pattern {text!r}: accepted are 'unstructured', 'N:M' such as '2:4', "
-        "'block:KxC' such as 'block:64x16', and 'channel'"
+        "'V:N:M' such as '64:2:8', 'block:KxC' such as 'block:64x16', and 'channel'"
     )
 
 
@@ -130,5 +176,5 @@ def describe(masks: list[Tensor]) -> Pattern | str:
     """The most regular pattern that all masks obey, or ``"dense"`` where they keep everything."""
     if all(bool(mask.all()) for mask in masks):
         return "dense"
-    candidates = [Channel(), Block(64, 16), Block(16, 16), NM(1, 4), NM(2, 4)]
+    candidates = [Channel(), Block(64, 16), Block(16, 16), VNM(64, 2, 8), NM(1, 4), NM(2, 4)]
     return next((pattern for pattern in candidates if all(pattern.holds(mask) for mask in masks)), Unstructured())

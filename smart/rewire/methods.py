@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from smart_kernels.patterns import NM, Channel, Pattern
+from smart_kernels.patterns import NM, VNM, Channel, Pattern
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ REDISTRIBUTE = ("auto", "momentum", "none")
 
 
 def trades(pattern: Pattern) -> bool:
-    """Whether layers can trade density under a pattern: N:M and channels keep each layer's."""
-    return not isinstance(pattern, (NM, Channel))
+    """Whether layers can trade density under a pattern: N:M, V:N:M and channels keep each layer's."""
+    return not isinstance(pattern, (NM, VNM, Channel))
 
 
 def check_method(method: str, redistribute: str, pattern: Pattern) -> bool:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from smart.allocation import apportion
-from smart.grouping import group_mask, group_norms, spread
-from smart_kernels.patterns import NM, Block, Channel, Pattern, Unstructured
+from smart.grouping import group_mask, group_norms, slabs_of, spread, spread_slabs
+from smart_kernels.patterns import GROUP, NM, VNM, Block, Channel, Pattern, Unstructured
 
 
 @dataclass
@@ -77,6 +77,33 @@ def _move_one_within(turn: Turn, pattern: NM, rate: float) -> Tensor:
     return alive.movedim(-1, 2).flatten(1, 2).contiguous()
 
 
+def move_slabs(turns: Sequence[Turn], pattern: VNM, rate: float, redistributes: bool) -> list[Tensor]:
+    """New masks where one slab of every m/4 lives, and in it n of every four input channels: both move."""
+    return [_move_one_by_slabs(turn, pattern, rate) for turn in turns]
+
+
+def _move_one_by_slabs(turn: Turn, pattern: VNM, rate: float) -> Tensor:
+    """A slab that stays moves within; a new one begins with the weights of largest momentum.
+
+    Slabs are ranked by what a path has of them: the L2 norm of its weights, and that of the largest n momenta of four.
+    """
+
+    def norms(tensor: Tensor) -> Tensor:
+        """(K, C, R, S) -> (K/v, C / 4m, R, S, m/4)."""
+        return slabs_of(tensor, pattern).square().sum((1, 4)).sqrt().movedim(2, -1)
+
+    def as_mask(slabs: Tensor) -> Tensor:
+        return spread_slabs(slabs.movedim(-1, 2), pattern)
+
+    groups = turn.momentum.abs().unflatten(1, (-1, GROUP)).movedim(2, -1)
+    best = (_places(-groups, torch.ones_like(groups, dtype=torch.bool)) < pattern.n).movedim(-1, 2).flatten(1, 2)
+    alive = slabs_of(turn.mask, pattern).any(4).any(1).movedim(2, -1)
+    part = Part(norms(turn.weight * turn.mask), norms(turn.momentum * best), alive, torch.ones_like(alive))
+    kept = as_mask(exchange_within(part, rate))
+    within = _move_one_within(Turn(turn.weight, turn.momentum, turn.mask), NM(pattern.n, GROUP), rate)
+    return torch.where(as_mask(alive), within, best) & kept
+
+
 def move_channels(turns: Sequence[Turn], pattern: Channel, rate: float, redistributes: bool) -> list[Tensor]:
     """New masks where whole output and input channels live: as many of each, in every layer, as before."""
     return [_move_one_by_channels(turn, rate) for turn in turns]
@@ -108,6 +135,7 @@ MOVES: dict[type, Callable[[Sequence[Turn], Pattern, float, bool], list[Tensor]]
     Unstructured: move_groups,
     Block: move_groups,
     NM: move_within,
+    VNM: move_slabs,
     Channel: move_channels,
 }
 

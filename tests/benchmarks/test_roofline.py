@@ -39,6 +39,11 @@ def test_floors_of_one_layer_by_hand():
     assert semi.arithmetic_us == pytest.approx(dense.arithmetic_us / 2)
     assert (semi.memory_us * 1e3 - 2 * 16000 * 2) / (18432 * 2) == pytest.approx(0.5625)  # bytes against dense
 
+    slabs = floors(LAYER, parse("64:2:8"), 0.25, 2, 2, gpu, PERFECT)
+    assert slabs.arithmetic_us == pytest.approx(dense.arithmetic_us / 4)
+    of_dense = (slabs.memory_us * 1e3 - 2 * 16000 * 2) / (18432 * 2)
+    assert of_dense == pytest.approx((0.5625 + 4 / (64 * 16) / 2) / 2)
+
     plain = floors(LAYER, parse("unstructured"), 0.25, 2, 2, gpu, PERFECT)
     assert plain.arithmetic_us == pytest.approx(dense.arithmetic_us / 4 * 10)
 

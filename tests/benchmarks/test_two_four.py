@@ -63,6 +63,15 @@ def test_in_float32_it_is_the_direct_kernel(monkeypatch):
     assert (row["dtype"], row["density"]) == ("float32", pytest.approx(0.3, abs=0.03))
 
 
+def test_tiles_that_do_not_run_a_weight_are_not_timed(monkeypatch):
+    put_in_place(monkeypatch, 1)
+    case = LayerCase(32, 64, 3, 1, 6, batch=2, density=0.3)
+    problem = two_four.make_problem(case, "64:2:8", torch.float16, "cpu")
+    row = two_four.row(case, "64:2:8", problem, lambda calls: dict.fromkeys(calls, 1.0))
+    assert "large_us" not in row and {"flat_us", "small_us", "narrow_us", "chosen_us"} <= set(row)
+    assert row["density"] == 0.25
+
+
 def test_what_computes_something_else_is_not_timed(monkeypatch):
     put_in_place(monkeypatch, 1.5)
     problem = two_four.make_problem(CASE, "2:4", torch.float16, "cpu")
@@ -71,7 +80,7 @@ def test_what_computes_something_else_is_not_timed(monkeypatch):
 
 
 def test_patterns_that_it_cannot_draw_are_refused():
-    with pytest.raises(ValueError, match="accepted are 'unstructured' and N:M"):
+    with pytest.raises(ValueError, match="accepted are 'unstructured', N:M and V:N:M"):
         two_four.random_mask((8, 8, 1, 1), "channel", 0.2, torch.Generator())
 
 

@@ -66,6 +66,23 @@ def test_every_group_of_m_keeps_exactly_n_and_overlaps_are_exact(shape, n, m, ov
         assert int(common.max()) - int(common.min()) <= 1
 
 
+@pytest.mark.parametrize("pattern", ["4:2:8", "8:1:16", "1:3:12"])
+def test_one_slab_of_several_keeps_n_of_every_four(pattern):
+    v, n, m = map(int, pattern.split(":"))
+    shape = (16, 8 * m, 3, 2)
+    for overlap, same in (("independent", False), ("shared", True), ("nested", True)):
+        masks = draw(shape, n / m, pattern, overlap)
+        assert torch.equal(masks["clean"], masks["adv"]) == same
+        for mask in masks.values():
+            assert patterns.parse(pattern).holds(mask) and int(mask.sum()) * m == n * mask.numel()
+            kept = mask.unflatten(1, (-1, m // 4, 16)).any(3).unflatten(0, (-1, v))
+            assert bool((kept.sum(3) == 1).all())
+    with pytest.raises(ValueError, match="independent, shared or nested"):
+        draw(shape, n / m, pattern, "disjoint")
+    with pytest.raises(ValueError, match="keeps"):
+        draw(shape, 0.9, pattern)
+
+
 @pytest.mark.parametrize("density", [0.2, 0.6, {"clean": 0.5, "adv": 0.25}])
 def test_nm_takes_no_other_density(density):
     with pytest.raises(ValueError, match=r"pattern 2:4 keeps 2 of every 4 weights, which is 0\.5"):

@@ -134,6 +134,49 @@ def test_masks_of_every_pattern_and_overlap_move(pattern, overlap):
             assert torch.equal(mask, before[name][path]) == fills, (name, path)
 
 
+@pytest.mark.parametrize("overlap", ["independent", "shared"])
+def test_slabs_move_and_weights_within_those_that_stay(overlap):
+    model = convert(nn.Conv2d(64, 16, 3), None, "8:2:8", overlap)
+    layer, parsed = smart_convs(model)["net"], patterns.parse("8:2:8")
+
+    def slabs(mask):
+        return mask.reshape(2, 8, 2, 2, 16, 3, 3).any(4).any(1)
+
+    old = {path: mask.clone() for path, mask in layer.masks.items()}
+    rewirer = Rewirer(model)
+    for sink in layer.gradient_sinks.values():
+        sink.normal_()
+    gradient = layer.gradient_sinks["clean"].clone()
+    if overlap == "shared":
+        gradient += layer.gradient_sinks["adv"]
+    rewirer.after_step()
+    rewirer.rewire(0.0)
+    for path, mask in layer.masks.items():
+        assert parsed.holds(mask) and int(mask.sum()) == int(old[path].sum()) == mask.numel() // 4
+        before, after = slabs(old[path]), slabs(mask)
+        assert int((before & ~after).sum()) == math.ceil(0.5 * int(before.sum()))
+        stayed = (before & after).flatten(1, 2).repeat_interleave(8, 0).repeat_interleave(16, 1)
+        assert (mask != old[path])[stayed].any()
+    assert torch.equal(layer.mask_clean, layer.mask_adv) == (overlap == "shared")
+    # In a new slab the two of four with the largest gradients live.
+    new = (
+        (slabs(layer.mask_clean) & ~slabs(old["clean"])).flatten(1, 2).repeat_interleave(8, 0).repeat_interleave(16, 1)
+    )
+    size = gradient.abs().unflatten(1, (-1, 4))
+    largest = (size >= size.sort(dim=2).values[:, :, 2:3]).flatten(1, 2)
+    assert torch.equal(layer.mask_clean & new, largest & new)
+
+
+def test_trained_slabs_are_left_out_by_the_packed_weight():
+    model = convert(nn.Conv2d(64, 128, 3), None, "64:2:8")
+    layer = smart_convs(model)["net"]
+    packed = smart_kernels.pack(layer.weight.detach().half(), layer.masks, format="2:4")
+    assert 2 * packed.columns == packed.all_columns
+    assert packed.extra_steps("clean") == packed.extra_steps("adv") == 0
+    # Half of the columns, and of these 0.5625 in values and metadata.
+    assert packed.nbytes / (2 * 2 * layer.weight.numel()) == pytest.approx(0.5 * 0.5625, rel=0.02)
+
+
 def test_blocks_are_pruned_and_regrown_by_their_norms():
     model = convert(nn.Conv2d(16, 16, 3), {"clean": 0.3, "adv": 1.0}, "block:4x4")
     layer = smart_convs(model)["net"]

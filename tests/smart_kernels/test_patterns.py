@@ -4,13 +4,30 @@ import torch
 from smart_kernels import patterns
 
 
-@pytest.mark.parametrize("text", ["unstructured", "2:4", "1:4", "4:8", "block:64x16", "block:1x1", "channel"])
+@pytest.mark.parametrize("text", ["unstructured", "2:4", "1:4", "4:8", "64:2:8", "block:64x16", "block:1x1", "channel"])
 def test_spellings_round_trip(text):
     assert str(patterns.parse(text)) == text
     assert patterns.parse(patterns.parse(text)) == patterns.parse(text)
 
 
-@pytest.mark.parametrize("text", ["", "4:2", "0:4", "2:4:8", "block", "block:0x4", "block:4", "random", "2 : 4"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "4:2",
+        "0:4",
+        "2:4:8",
+        "64:2:4",
+        "64:2:10",
+        "0:2:8",
+        "1:0:8",
+        "block",
+        "block:0x4",
+        "block:4",
+        "random",
+        "2 : 4",
+    ],
+)
 def test_other_spellings_are_refused(text):
     with pytest.raises(ValueError, match="pattern"):
         patterns.parse(text)
@@ -32,6 +49,21 @@ def test_blocks_live_or_die_whole():
     assert not patterns.Block(4, 4).holds(mask)
     mask[0, 0, 0, 0] = True
     assert not patterns.Block(2, 4).holds(mask)
+
+
+def test_one_slab_of_several_lives_and_obeys_n_of_four():
+    pattern = patterns.VNM(2, 1, 8)
+    mask = torch.zeros(4, 64, 1, 2, dtype=torch.bool)
+    mask[0, 16, 0, 0] = mask[1, 31, 0, 0] = mask[2, 0, 0, 0] = mask[0, 3, 0, 1] = mask[0, 63, 0, 0] = True
+    assert pattern.holds(mask)
+    assert not patterns.VNM(4, 1, 8).holds(mask)
+    for other in ((0, 18), (1, 15), (0, 40)):
+        broken = mask.clone()
+        broken[other[0], other[1], 0, 0] = True
+        assert not pattern.holds(broken)
+    assert pattern.misfit((4, 64, 1, 1)) is None
+    assert "48 input channels are no multiple of 32" in pattern.misfit((4, 48, 1, 1))
+    assert "3 output channels are no multiple of 2" in pattern.misfit((3, 64, 1, 1))
 
 
 def test_channels_are_whole_rows_and_columns():
