@@ -39,6 +39,35 @@ def test_every_study_says_where_it_comes_from():
             assert row["robust"]["adv"] <= min(row["accuracy"]["adv"].values())
 
 
+def test_what_the_page_says_of_every_seed_holds_in_every_seed():
+    names = {
+        "free": "SMART, density 0.2",
+        "sparser": "SMART, density 0.1",
+        "floats": "FLOATS, density 0.2",
+        "dual": "dense, two batch norms",
+        "pgd_at": "dense, PGD-AT",
+        "shared": "shared",
+        "disjoint": "disjoint",
+    }
+    rows = {(row["case"], row["seed"]): row for row in report.read(report.studies_file())["rows"]}
+    for seed in {seed for case, seed in rows if case == names["free"]}:
+        of_seed = {short: rows[name, seed] for short, name in names.items()}
+        clean = {name: row["accuracy"]["clean"]["clean"] for name, row in of_seed.items()}
+        clean_attacked = {name: row["robust"]["clean"] for name, row in of_seed.items()}
+        robust = {name: row["robust"]["adv"] for name, row in of_seed.items()}
+        weights = {name: row["nonzeros"]["union"] for name, row in of_seed.items()}
+        assert max(robust, key=robust.get) == "pgd_at" and clean["pgd_at"] < clean["dual"]
+        assert robust["sparser"] < robust["free"] < robust["dual"]
+        assert clean["free"] < clean["dual"] and clean["free"] < clean["floats"]
+        assert min(robust["shared"], robust["disjoint"]) - robust["free"] > 0.0295
+        assert clean["free"] < clean["shared"] < clean["disjoint"]
+        assert robust["disjoint"] <= robust["shared"]
+        assert -1e-9 < robust["dual"] - robust["shared"] < 0.0145
+        assert 0.003 < clean["dual"] - clean["shared"] < 0.0225
+        assert clean_attacked["disjoint"] < 0.03 < clean_attacked["free"] < clean_attacked["shared"]
+        assert weights["disjoint"] > 1.48 * weights["free"] and weights["shared"] < 0.76 * weights["free"]
+
+
 def test_pictures_are_of_the_newest_studies():
     for name in report.STUDY_PICTURES:
         assert report.is_of(report.IMAGES / name, report.studies_file()), "run `make results`"
