@@ -1,5 +1,6 @@
 #include "cpu/convolve.h"
 
+#include <atomic>
 #include <cstring>
 #include <stdexcept>
 #include <type_traits>
@@ -12,11 +13,13 @@ namespace smart::cpu {
 
 namespace {
 
-constexpr int64_t kParkedBytes = 256 * 1024;  // of sums parked between slabs, in the L2 cache beside weights
-constexpr int64_t kPanelBytes = 24 * 1024;    // of the slabs a panel holds, in the L1 cache
+constexpr int64_t kParkedBytes = 256 * 1024;            // of sums parked between slabs, in the L2 cache beside weights
+constexpr int64_t kTransformedBytes = 4 * 1024 * 1024;  // of the weights that are transformed at once
+constexpr int64_t kPanelBytes = 24 * 1024;              // of the slabs a panel holds, in the L1 cache
 
-thread_local Scratch item_scratch;   // what one thread works in
-thread_local Scratch block_scratch;  // images interleaved for one run
+thread_local Scratch item_scratch;    // what one thread works in
+thread_local Scratch block_scratch;   // images interleaved for one run
+thread_local Scratch weight_scratch;  // weights transformed for one run
 
 // All output channels of a group if their parked sums fit; fewer when there are too few items to occupy all threads
 // evenly.
@@ -106,21 +109,31 @@ int64_t path_nonzeros(const Problem& p, const Weight& w) {
   return count;
 }
 
+namespace {
+
+// What a direct run takes of a plan.
+void lay_out(Job& job, const Plan& plan) {
+  job.layout = plan.layout;
+  job.planes = plan.planes.data(), job.plane_count = static_cast<int64_t>(plan.planes.size());
+  job.offsets = plan.offsets.data(), job.linear = plan.linear;
+  job.slab_floats = job.weight.slab_channels * plan.layout.channel;
+  job.panel_slabs = max(1, kPanelBytes / static_cast<int64_t>(job.slab_floats * sizeof(float)));
+  job.panel_slabs = min(job.panel_slabs, slabs(job.problem, job.weight));
+}
+
+}  // namespace
+
 Convolution::Convolution(const Kernels& kernels, const Problem& problem, const Weight& weight, const Epilogue& epilogue,
                          std::shared_ptr<const Plan> plan)
     : kernels_(kernels), plan_(std::move(plan)), job_{} {
   job_.problem = problem, job_.weight = weight, job_.epilogue = epilogue;
-  job_.layout = plan_->layout, job_.images = problem.batch;
+  job_.images = problem.batch, job_.winograd = plan_->winograd;
   if (plan_->depthwise) {
-    job_.depthwise = true;
+    job_.layout = plan_->layout, job_.depthwise = true;
     job_.reads = reads_of(*plan_);
     return;
   }
-  job_.planes = plan_->planes.data(), job_.plane_count = static_cast<int64_t>(plan_->planes.size());
-  job_.offsets = plan_->offsets.data(), job_.linear = plan_->linear;
-  job_.slab_floats = weight.slab_channels * plan_->layout.channel;
-  job_.panel_slabs = max(1, kPanelBytes / static_cast<int64_t>(job_.slab_floats * sizeof(float)));
-  job_.panel_slabs = min(job_.panel_slabs, slabs(problem, weight));
+  lay_out(job_, plan_->direct ? *plan_->direct : *plan_);
 }
 
 void Convolution::run(const Arrays& arrays, int64_t threads) const {
@@ -137,6 +150,7 @@ void Convolution::run(const Arrays& arrays, int64_t threads) const {
 
 void Convolution::run_items(Job job, int64_t threads) const {
   if (job.depthwise) return run_depthwise(job, threads);
+  if (job.winograd.rows > 0 && run_winograd(job, threads)) return;
   job.out_chunk = choose_out_chunk(job, kernels_.width, threads);
   const int64_t count = work_items(job);
   parallel(count, plan_->cycles * blocks(job) / count, threads, [&](int64_t first, int64_t last) {
@@ -150,6 +164,30 @@ void Convolution::run_depthwise(const Job& job, int64_t threads) const {
   parallel(blocks(job) * channels, plan_->cycles / channels, threads, [&](int64_t first, int64_t last) {
     kernels_.run_depthwise(job, first, last, item_scratch.at_least(job.reads.before + job.reads.after));
   });
+}
+
+// Returns whether all results are finite; those that are not may not be what a direct convolution gives.
+bool Convolution::run_winograd(Job job, int64_t threads) const {
+  const Problem& p = job.problem;
+  const int64_t outs = kernels_.winograd_outs, count = winograd_blocks(job);
+  const int64_t channel_floats = winograd_point_floats(p.in_channels * outs, kernels_.width);
+  const int64_t weight_blocks = ceil_div(p.out_channels, outs);
+  const int64_t most = max(1, kTransformedBytes / static_cast<int64_t>(36 * channel_floats * sizeof(float)));
+  const int64_t at_once = ceil_div(weight_blocks, ceil_div(weight_blocks, most));
+  float* transformed = weight_scratch.at_least(at_once * 36 * channel_floats);
+  job.transformed = transformed;
+  std::atomic<bool> finite{true};
+  for (int64_t block = 0; block < weight_blocks; block += at_once) {
+    job.first_out = block * outs, job.last_out = min(p.out_channels, (block + at_once) * outs);
+    parallel(min(at_once, weight_blocks - block), 15.0 * p.in_channels * outs, threads, [&](int64_t a, int64_t b) {
+      kernels_.winograd_weights(job, a, b, item_scratch.at_least(9 * channel_floats), transformed);
+    });
+    parallel(count, plan_->cycles * blocks(job) / count, threads, [&](int64_t a, int64_t b) {
+      float* scratch = item_scratch.at_least(winograd_floats(job, kernels_.width, outs));
+      if (!kernels_.winograd_tiles(job, a, b, scratch)) finite = false;
+    });
+  }
+  return finite;
 }
 
 void Convolution::run_interleaving(const Job& whole, int64_t threads) const {

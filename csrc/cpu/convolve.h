@@ -34,6 +34,7 @@ class Convolution {
   void run_interleaving(const Job& whole, int64_t threads) const;
   void run_items(Job job, int64_t threads) const;
   void run_depthwise(const Job& job, int64_t threads) const;
+  bool run_winograd(Job job, int64_t threads) const;
 
   const Kernels& kernels_;
   std::shared_ptr<const Plan> plan_;

@@ -1,6 +1,8 @@
 #include "cpu/isa.h"
 
-#include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
 
 namespace smart::cpu {
 
@@ -23,6 +25,25 @@ struct Candidate {
   bool runs;
 };
 
+// The kernels that a name means; "NAME winograd" and "NAME direct" are those of NAME that run convolutions in one way.
+struct Named {
+  std::string name;
+  Kernels kernels;
+};
+
+std::vector<Named> all_ways(const Candidate* candidates, int count) {
+  std::vector<Named> ways;
+  for (int i = 0; i < count; ++i) {
+    if (!candidates[i].runs) continue;
+    for (const auto& [suffix, choice] :
+         {std::pair{"", Choice::kAuto}, {" winograd", Choice::kAlways}, {" direct", Choice::kNever}}) {
+      ways.push_back({candidates[i].kernels->name + std::string(suffix), *candidates[i].kernels});
+      ways.back().kernels.winograd = choice;
+    }
+  }
+  return ways;
+}
+
 const Candidate* fastest_first(int& count) {
 #if defined(__x86_64__)
   static const Candidate candidates[] = {
@@ -41,12 +62,13 @@ const Candidate* fastest_first(int& count) {
 }  // namespace
 
 const Kernels* find_kernels(const char* name) {
-  int count = 0;
-  const Candidate* candidates = fastest_first(count);
-  for (int i = 0; i < count; ++i) {
-    const bool asked = *name == '\0' || std::strcmp(name, candidates[i].kernels->name) == 0;
-    if (asked && candidates[i].runs) return candidates[i].kernels;
-  }
+  static const std::vector<Named> ways = [] {
+    int count = 0;
+    const Candidate* candidates = fastest_first(count);
+    return all_ways(candidates, count);
+  }();
+  for (const Named& way : ways)
+    if (*name == '\0' || way.name == name) return &way.kernels;
   return nullptr;
 }
 

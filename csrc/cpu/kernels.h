@@ -12,6 +12,7 @@
 #include "cpu/pointwise.h"
 #include "cpu/problem.h"
 #include "cpu/tiles.h"
+#include "cpu/winograd.h"
 
 namespace smart::cpu::SMART_ISA {
 
@@ -207,7 +208,8 @@ static void run_items(const Job& job, int64_t first, int64_t last, float* scratc
 }
 
 extern const Kernels kernels;
-const Kernels kernels = {SMART_NAME, kWidth, SMART_MAX_TILE, run_items, run_depthwise, interleave, separate,
-                         affine,     add,    activate,       multiply,  max_pool,      average};
+const Kernels kernels = {SMART_NAME, kWidth,           SMART_MAX_TILE, Choice::kAuto, run_items, run_depthwise,
+                         kOuts,      winograd_weights, winograd_tiles, interleave,    separate,  affine,
+                         add,        activate,         multiply,       max_pool,      average};
 
 }  // namespace smart::cpu::SMART_ISA

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "cpu/tiles.h"
+#include "cpu/winograd_plan.h"
 
 namespace smart::cpu {
 
@@ -58,13 +59,7 @@ int64_t first_of(const std::vector<int64_t>& of_tap, int64_t number) {
 // What the images of one block cost beside the products: bringing them to a panel, and the results away.
 double image_cycles(const Problem& p, const Layout& l, int64_t width) {
   const double panel_vectors = static_cast<double>(tiles(l)) * p.in_channels * (l.channel / width);
-  if (l.lanes == 1) return panel_vectors * kFill;
-  const double in = static_cast<double>(p.in_channels) * p.height * p.width;
-  const double out = static_cast<double>(p.out_channels) * p.out_height * p.out_width;
-  const double far = std::clamp((in + out) * l.lanes * sizeof(float) / kL2Bytes - 0.5, 0.0, 1.0) * kFar;
-  // Results are stored, and often added to what is loaded from elsewhere.
-  const double together = panel_vectors * (kFill + far) + 2 * out * far;
-  return p.interleaved ? together : together + in * kInterleave + out * kSeparate;
+  return panel_vectors * kFill + (l.lanes == 1 ? 0.0 : block_cycles(p, panel_vectors, width));
 }
 
 double cycles(const Problem& p, int64_t slab_channels, int64_t path_nonzeros, const Layout& l, int64_t width) {
@@ -158,6 +153,15 @@ Plan completed(Plan plan, const Problem& p, int64_t slab_channels, int64_t width
 
 }  // namespace
 
+double block_cycles(const Problem& p, double vectors_read, int64_t width) {
+  const double in = static_cast<double>(p.in_channels) * p.height * p.width;
+  const double out = static_cast<double>(p.out_channels) * p.out_height * p.out_width;
+  const double far = std::clamp((in + out) * width * sizeof(float) / kL2Bytes - 0.5, 0.0, 1.0) * kFar;
+  // Results are stored, and often added to what is loaded from elsewhere.
+  const double together = (vectors_read + 2 * out) * far;
+  return p.interleaved ? together : together + in * kInterleave + out * kSeparate;
+}
+
 Plan pixel_plan(const Problem& p, int64_t slab_channels, int64_t path_nonzeros, const Kernels& kernels) {
   const int64_t width = kernels.width;
   if (reads_in_place(p, width)) return depthwise_plan(p, path_nonzeros, kernels);
@@ -177,7 +181,8 @@ Plan pixel_plan(const Problem& p, int64_t slab_channels, int64_t path_nonzeros, 
     add_planes(p, width, l.row_stride, plan);
     return true;
   });
-  return completed(by_rows.cycles < flat.cycles ? by_rows : flat, p, slab_channels, width);
+  const Plan& best = by_rows.cycles < flat.cycles ? by_rows : flat;
+  return cheaper_by_winograd(completed(best, p, slab_channels, width), p, path_nonzeros, kernels);
 }
 
 Plan image_plan(const Problem& p, int64_t slab_channels, int64_t path_nonzeros, const Kernels& kernels) {
@@ -202,7 +207,7 @@ Plan image_plan(const Problem& p, int64_t slab_channels, int64_t path_nonzeros, 
     }
     return true;
   });
-  return completed(best, p, slab_channels, kernels.width);
+  return cheaper_by_winograd(completed(best, p, slab_channels, kernels.width), p, path_nonzeros, kernels);
 }
 
 }  // namespace smart::cpu

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "cpu/problem.h"
@@ -22,10 +23,17 @@ struct Plan {
   bool depthwise;
   int64_t tile, before, after;
   std::vector<int32_t> from, shifts, inside, to, count;
+  // If it runs by Winograd's algorithm: how, and the plan of a direct convolution, for images that hold NaN or
+  // infinity.
+  Winograd winograd;
+  std::shared_ptr<const Plan> direct;
 };
 
 // Pixels of one image along the vectors. `slab_channels` and `path_nonzeros` are the weight's.
 Plan pixel_plan(const Problem& problem, int64_t slab_channels, int64_t path_nonzeros, const Kernels& kernels);
+
+// What memory costs the image layout, about, in cycles a block: loads and stores beyond the L2 cache, and interleaving.
+double block_cycles(const Problem& problem, double vectors_read, int64_t width);
 
 // One pixel of `width` images along the vectors.
 Plan image_plan(const Problem& problem, int64_t slab_channels, int64_t path_nonzeros, const Kernels& kernels);

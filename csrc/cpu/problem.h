@@ -109,6 +109,12 @@ struct Reads {
 };
 constexpr int kMostReads = 8;
 
+// How a convolution runs by Winograd's F(4x4, 3x3), which cpu/winograd.h explains.
+struct Winograd {
+  int64_t rows, cols;  // of the tiles that run together; 0: the convolution is direct
+  int64_t vectors;     // at most three, that hold them
+};
+
 // One convolution, ready to run.
 struct Job {
   Problem problem;
@@ -128,6 +134,9 @@ struct Job {
   float* y;
   int64_t images;     // of the batch, starting at x and y
   int64_t out_chunk;  // output channels one work item computes
+  Winograd winograd;
+  const float* transformed;     // weights, as winograd_weights leaves them,
+  int64_t first_out, last_out;  // of these output channels
 };
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -159,14 +168,48 @@ static inline int64_t parked_floats(const Job& job, int64_t width) {
   return job.out_chunk * job.layout.tile_rows * job.layout.tile_cols * width;
 }
 
+// Floats of one point in scratch memory: a vector more than its `count`, as lines a power of two apart evict each
+// other.
+static inline int64_t winograd_point_floats(int64_t count, int64_t width) {
+  return (ceil_div(count, width) + 1) * width;
+}
+
+// Floats of one plane of transformed rows: a row of tiles more than the block has, and what its last vector spans.
+static inline int64_t winograd_plane_floats(const Winograd& w, int64_t width) {
+  return ceil_div((w.rows + 1) * w.cols, width) * width + width;
+}
+
+// Floats of scratch memory that running blocks of tiles takes: points, sums, then transformed rows, or rows of outputs.
+static inline int64_t winograd_floats(const Job& job, int64_t width, int64_t outs) {
+  const Winograd& w = job.winograd;
+  const int64_t points = 36 * winograd_point_floats(job.problem.in_channels * w.vectors * width, width);
+  const int64_t rows = 24 * winograd_plane_floats(w, width) + (ceil_div(w.cols, width) * 4 + 1) * width;
+  return points + outs * 36 * w.vectors * width + max(rows, 16 * w.vectors * width);
+}
+
+// Blocks of tiles, block of images by block of images.
+static inline int64_t winograd_blocks(const Job& job) {
+  const Winograd& w = job.winograd;
+  return blocks(job) * ceil_div(ceil_div(job.problem.out_height, 4), w.rows) *
+         ceil_div(ceil_div(job.problem.out_width, 4), w.cols);
+}
+
+// Whether convolutions run by Winograd's algorithm: where it is faster, or wherever it can, or not at all, for tests.
+enum class Choice { kAuto, kAlways, kNever };
+
 // What one instruction set offers.
 struct Kernels {
   const char* name;
   int64_t width;     // floats a vector
   int64_t max_tile;  // vectors whose sums fit the registers
+  Choice winograd;
   // `scratch` starts on a cache line.
   void (*run_items)(const Job&, int64_t first, int64_t last, float* scratch);
   void (*run_depthwise)(const Job&, int64_t first, int64_t last, float* scratch);  // cpu/depthwise.h
+  int64_t winograd_outs;  // output channels of one block of transformed weights
+  // These two are described in cpu/winograd.h.
+  void (*winograd_weights)(const Job&, int64_t first, int64_t last, float* scratch, float* to);
+  bool (*winograd_tiles)(const Job&, int64_t first, int64_t last, float* scratch);
   // The others are described in cpu/pointwise.h.
   void (*interleave)(const float* x, int64_t channels, int64_t pixels, int64_t images, float* to, int64_t first,
                      int64_t last);
