@@ -10,7 +10,7 @@ namespace {
 
 // Cycles, as those of cpu/layout.cpp.
 constexpr double kProduct = 1.1;                      // of a vector, in the matrix products
-constexpr double kInImages = 300, kInPixels = 650;    // a vector of patches of one input channel
+constexpr double kInImages = 300, kInPixels = 550;    // a vector of patches of one input channel
 constexpr double kOutImages = 250, kOutPixels = 260;  // a vector of tiles of one output channel
 constexpr double kPatchReads = 28;                    // vectors of pixels, for a patch beside others
 constexpr double kTransform = 17;                     // a 3x3 weight

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import MaskedConv, TwoPaths
@@ -165,7 +166,7 @@ def test_layers_run_in_the_way_that_is_faster(channels, size, batch, density, wa
 
 
 class Wide(nn.Module):
-    """Layers that programs run by Winograd's algorithm, with residuals, beside one that they cannot."""
+    """Layers that programs run by Winograd's algorithm, with residuals and a function, beside one that they cannot."""
 
     def __init__(self):
         super().__init__()
@@ -173,7 +174,7 @@ class Wide(nn.Module):
         self.c, self.d = MaskedConv(16, 24, 3, 2, padding=1), MaskedConv(24, 24, 3, padding=2)
 
     def forward(self, x):
-        x = torch.relu(self.a(x))
+        x = F.silu(self.a(x))
         x = torch.relu(self.b(x) + x)
         return self.d(self.c(x))
 
@@ -185,7 +186,7 @@ def test_programs_run_it(poisoned, isa, batch, network):
     model, x = network().eval(), torch.rand(batch, 1 if network is TwoPaths else 2, 26, 33)
     sparse = swap(model, x, backend="cpu", measure=False)
     sparse.runs_programs = True
-    found = [module for module in sparse._graph_for(x).modules() if isinstance(module, Program)]
+    found = [module for module in sparse._graph_for(sparse.net, x).modules() if isinstance(module, Program)]
     assert found
     results = {}
     for way in ("winograd", "direct"):
