@@ -8,7 +8,11 @@ from itertools import pairwise
 
 @dataclass(frozen=True)
 class NetworkCase:
-    """A network of ``smart.list_models()`` on images (C, H, W), with random masks of one density on each path."""
+    """A network of ``smart.list_models()`` on images (C, H, W), with random masks of one density on each path.
+
+    Attributes:
+        backend: that layers run on where they can, whether it is the fastest or not; None for the run's.
+    """
 
     network: str
     image: tuple[int, int, int]
@@ -16,6 +20,7 @@ class NetworkCase:
     batches: tuple[int, ...]
     pattern: str = "unstructured"
     dtype: str = "float32"
+    backend: str | None = None
 
     def __str__(self) -> str:
         parts = [self.network] + [f"{self.pattern}"] * (self.pattern != "unstructured")
@@ -55,9 +60,16 @@ SUITES: dict[str, list[NetworkCase]] = {
     ],
     # What counts most comes first: a run is stopped by its time limit.
     "gpu": [
-        NetworkCase(network, image, density, batches, pattern, "float16")
+        NetworkCase(network, image, density, batches, pattern, "float16", backend)
         for batches in ((256,), (1, 16))
-        for pattern, density in (("block:64x16", 0.2), ("channel", 0.2), ("unstructured", 1.0))
+        for pattern, density, backend in (
+            ("block:64x16", 0.2, None),
+            ("channel", 0.2, None),
+            ("unstructured", 1.0, None),
+            # Sparse tensor cores, which keep half of all slots, whatever of them is used.
+            ("2:4", 0.5, "cuda"),
+            ("unstructured", 0.2, "cuda"),
+        )
         for network, image in (("resnet34", (3, 32, 32)), ("wrn_16_8", (3, 32, 32)), ("wrn_40_2", (3, 96, 96)))
     ],
     "smoke": [NetworkCase("tiny", (1, 8, 8), 0.2, (1, 2))],

@@ -2,7 +2,7 @@
 
 Each fused layer has two floors: its arithmetic at the peak of what multiplies it, and the bytes it must read and write
 at the bandwidth of the memory, each once. The larger one is its time at best; nothing here was measured. Peaks come
-from the makers' data sheets (``gpus.json``), from the command line, or from what ``benchmarks.ground`` measured.
+from the makers' data sheets (``smart_kernels/backends/gpus.json``), from the command line, or from what ``benchmarks.ground`` measured.
 
 The expected time divides the floors by efficiencies and adds what it takes to start a kernel: assumptions, given on the
 command line too. The bound is the ratio of the floors of all layers: what perfect kernels gain over perfect dense ones,
@@ -26,43 +26,14 @@ import smart
 import smart_kernels
 from smart.text import align
 from smart_kernels import patterns
+from smart_kernels.backends.gpu_costs import GPUS, Efficiency, Floors, Gpu
 from smart_kernels.files import write_text
 from smart_kernels.modules import SparseConv2d
 from smart_kernels.patterns import NM, SLAB, VNM, Block, Channel, Pattern, Unstructured
 
-GPUS = Path(__file__).with_name("gpus.json")
 DTYPES = {"float16": 2, "bfloat16": 2, "tf32": 4, "float32": 4}  # bytes
 CODE_BYTES = 4  # of a kept block
 IMAGES = {"wrn_40_2": (3, 96, 96)}  # of other networks 3x32x32
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """What bounds a GPU.
-
-    Attributes:
-        tflops: 10^12 multiplications and additions a second, of what multiplies dense matrices of the dtype.
-        plain_tflops: the same without tensor cores, in float32.
-        terabytes_per_s: of its memory.
-    """
-
-    tflops: float
-    plain_tflops: float
-    terabytes_per_s: float
-
-    @classmethod
-    def of(cls, name: str, dtype: str) -> Gpu:
-        """From the table of data sheets.
-
-        Raises:
-            ValueError: it has no such GPU.
-        """
-        table = json.loads(GPUS.read_text(encoding="utf-8"))
-        if name not in table:
-            raise ValueError(f"unknown GPU {name!r}: {', '.join(table)} are known; give others as numbers")
-        entry = table[name]
-        key = {"bfloat16": "float16"}.get(dtype, dtype)
-        return cls(entry[f"{key}_tflops"], entry["float32_tflops"], entry["terabytes_per_s"])
 
 
 @dataclass(frozen=True)
@@ -95,34 +66,6 @@ class Layer:
     def holds(self, pattern: Pattern) -> bool:
         """Whether it has masks of this pattern."""
         return self.masked and pattern.misfit(self.shape) is None
-
-
-@dataclass(frozen=True)
-class Efficiency:
-    """The share of the peaks that kernels reach, and what starting one takes, in microseconds: assumptions."""
-
-    arithmetic: float = 0.6
-    memory: float = 0.8
-    start_us: float = 2.0
-
-
-@dataclass(frozen=True)
-class Floors:
-    """One layer at one batch size, in microseconds.
-
-    Attributes:
-        arithmetic_us, memory_us: its two floors.
-        expected_us: with the efficiencies assumed.
-    """
-
-    arithmetic_us: float
-    memory_us: float
-    expected_us: float
-
-    @property
-    def us(self) -> float:
-        """The larger floor."""
-        return max(self.arithmetic_us, self.memory_us)
 
 
 def layers_of(network: str, image: Sequence[int]) -> list[Layer]:
@@ -189,10 +132,7 @@ def floors(
     if sparse and isinstance(pattern, Unstructured):
         peak, weight_bytes = gpu.plain_tflops, layer.weights * (density * itemsize + 1 / 8)
     numbers = batch * (layer.reads + layer.writes + layer.second + layer.residual) * kept
-    arithmetic_us = flops / peak / 1e6
-    memory_us = (numbers * itemsize + weight_bytes) / gpu.terabytes_per_s / 1e6
-    expected_us = max(arithmetic_us / efficiency.arithmetic, memory_us / efficiency.memory) + efficiency.start_us
-    return Floors(arithmetic_us, memory_us, expected_us)
+    return Floors.of(flops, peak, numbers * itemsize + weight_bytes, gpu, efficiency)
 
 
 def compare(

@@ -71,7 +71,7 @@ class Run:
         dtype = getattr(torch, self.case.dtype)
         model = smart.create_model(name, in_channels=image[0], seed=0, **how).to(device, dtype).eval()
         x = torch.rand(self.batch, *image, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-        sparse = smart_kernels.swap(model, x, backend=backend)
+        sparse = smart_kernels.swap(model, x, backend=self.case.backend or backend)
         rows = benchmark(model, sparse, x, (self.batch,), ("clean", "adv"), names, budget_s, name)
         if self.case.pattern == "unstructured":
             return rows
@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="cases whose name, as it is printed, contains this; 'batch 1,' is not batch 16",
     )
-    parser.add_argument("--backend", default="auto", help="of the swapped network")
+    parser.add_argument("--backend", default="auto", help="of swapped networks whose case names none")
     parser.add_argument("--threads", type=int, default=1, help="of every runner")
     parser.add_argument(
         "--budget", type=float, default=5.0, help="seconds for each batch size, both paths and all runners together"

@@ -116,7 +116,7 @@ class Planner:
             why = "not measured: the input's shape is unknown here"
             return Choice(allowed[0], _pack(allowed[0], weight, masks, name), why)
         path = max(masks, key=lambda each: int(masks[each].sum()))
-        estimates = self._estimate(able, geometry, input_shape, float(masks[path].float().mean()), weight.device)
+        estimates = self._estimate(able, geometry, input_shape, float(masks[path].float().mean()), weight)
         if self.measure:
             hopeful = [each for each in able if estimates[each] <= HOPELESS * min(estimates.values())]
             packed = {each: _pack(each, weight, masks, name) for each in {*hopeful, *allowed[:1]}}
@@ -131,10 +131,11 @@ class Planner:
         return Choice(chosen, packed.get(chosen) or _pack(chosen, weight, masks, name), why, dense_us, sparse_us)
 
     def _estimate(
-        self, able: list[str], geometry: Geometry, input_shape: torch.Size, density: float, device: torch.device
+        self, able: list[str], geometry: Geometry, input_shape: torch.Size, density: float, weight: Tensor
     ) -> dict[str, float]:
         """Microseconds by the backends' cost models; in the order of preference where one of them has none."""
-        estimates = {each: backends.find(each).estimate_us(geometry, input_shape, density, device) for each in able}
+        problem = (geometry, input_shape, density, weight.device, weight.dtype)
+        estimates = {each: backends.find(each).estimate_us(*problem) for each in able}
         if None in estimates.values():
             return {each: 1.0 + i / len(able) for i, each in enumerate(able)}
         return estimates

@@ -133,7 +133,12 @@ class Backend(ABC):
         raise NotImplementedError(f"the {self.name} backend runs one path at a time")
 
     def estimate_us(
-        self, geometry: Geometry, input_shape: Sequence[int], density: float, device: torch.device
+        self,
+        geometry: Geometry,
+        input_shape: Sequence[int],
+        density: float,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ) -> float | None:
         """About how long a call takes, in microseconds, to rank backends by; None where there is no model of it."""
         return None

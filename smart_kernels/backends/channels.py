@@ -13,6 +13,7 @@ from torch import Tensor
 from smart_kernels.backends import fused_cudnn
 from smart_kernels.backends.base import Affine, Backend, Run, Verdict
 from smart_kernels.backends.dense import DenseBackend, bind_weight, fold
+from smart_kernels.backends.gpu_costs import Efficiency, layer_us
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.channels import ChannelWeight, kept_channels
 
@@ -41,8 +42,19 @@ class ChannelsBackend(Backend):
         return Verdict(True)
 
     def estimate_us(
-        self, geometry: Geometry, input_shape: Sequence[int], density: float, device: torch.device
+        self,
+        geometry: Geometry,
+        input_shape: Sequence[int],
+        density: float,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ) -> float | None:
+        if device.type == "cuda":
+            # Kept inputs are gathered, which reads and writes them; outputs are filled, and the kept ones put there.
+            return layer_us(
+                geometry, input_shape, device, dtype, Efficiency(),
+                arithmetic=density, weights=density, moved=2 * density**0.5, kernels=4,
+            )  # fmt: skip
         dense = DenseBackend().estimate_us(geometry, input_shape, 1.0, device)
         copied = math.prod(input_shape) + math.prod(geometry.output_shape(input_shape))
         return None if dense is None else density * dense + copied / COPIED_FLOATS_PER_US / torch.get_num_threads()

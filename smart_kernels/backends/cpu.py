@@ -41,7 +41,12 @@ class CpuBackend(Backend):
         return Verdict(True)
 
     def estimate_us(
-        self, geometry: Geometry, input_shape: Sequence[int], density: float, device: torch.device
+        self,
+        geometry: Geometry,
+        input_shape: Sequence[int],
+        density: float,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ) -> float | None:
         if not (isas := native.cpu_isas()):
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smart_kernels import native, two_four_ops
 from smart_kernels.backends.base import Affine, Backend, NoGradient, Run, SampleRun, Verdict
+from smart_kernels.backends.gpu_costs import OWN, layer_us
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.fragments import GROUP, KEPT
 from smart_kernels.packing.two_four import CHANNELS, TwoFourWeight
@@ -64,6 +65,20 @@ class CudaBackend(Backend):
         if share <= MAX_OVERFULL:
             return Verdict(True)
         return Verdict(False, f"masks keep more than {KEPT} weights in {share:.0%} of groups of {GROUP} input channels")
+
+    def estimate_us(
+        self,
+        geometry: Geometry,
+        input_shape: Sequence[int],
+        density: float,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> float | None:
+        if device.type != "cuda":
+            return None
+        # Half of all slots are multiplied, at twice the rate; their values and two bits each are read.
+        slots = max(density, 0.5)
+        return layer_us(geometry, input_shape, device, dtype, OWN, arithmetic=slots, weights=slots + 1 / 16)
 
     def bind(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor
 from smart_kernels import native
 from smart_kernels.backends import fused_cudnn
 from smart_kernels.backends.base import Affine, Backend, Run, SampleRun, Verdict
+from smart_kernels.backends.gpu_costs import Efficiency, layer_us
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import PackedWeight
 
@@ -38,8 +39,15 @@ class DenseBackend(Backend):
         return Verdict(True)
 
     def estimate_us(
-        self, geometry: Geometry, input_shape: Sequence[int], density: float, device: torch.device
+        self,
+        geometry: Geometry,
+        input_shape: Sequence[int],
+        density: float,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ) -> float | None:
+        if device.type == "cuda":
+            return layer_us(geometry, input_shape, device, dtype, Efficiency())
         if device.type != "cpu" or not (isas := native.cpu_isas()):
             return None
         outputs = math.prod(geometry.output_shape(input_shape)) / geometry.weight_shape[0]

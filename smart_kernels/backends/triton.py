@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from smart_kernels.backends.base import Affine, Backend, NoGradient, Run, SampleRun, Verdict
+from smart_kernels.backends.gpu_costs import OWN, layer_us
 from smart_kernels.backends.schedules import Schedule
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.block import FINEST, OUT_SIZES, BlockWeight, is_constant
@@ -64,6 +65,18 @@ class TritonBackend(Backend):
         if all(is_constant(mask, (FINEST, FINEST)) for mask in masks.values()):
             return Verdict(True)
         return Verdict(False, f"masks do not drop whole blocks of {FINEST}x{FINEST} channels")
+
+    def estimate_us(
+        self,
+        geometry: Geometry,
+        input_shape: Sequence[int],
+        density: float,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> float | None:
+        if device.type != "cuda":
+            return None
+        return layer_us(geometry, input_shape, device, dtype, OWN, arithmetic=density, weights=density)
 
     def accepts(self, packed: BlockWeight) -> Verdict:
         if min(packed.block) >= FINEST:

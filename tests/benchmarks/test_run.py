@@ -178,11 +178,17 @@ def test_the_gpu_suite():
         for case in SUITES["gpu"]
         for batch in case.batches
     ]
-    assert len(runs) == len(set(runs)) == 27 and {run[-1] for run in runs} == {1, 16, 256}
+    assert len(runs) == len(set(runs)) == 45 and {run[-1] for run in runs} == {1, 16, 256}
     assert {run[1:4] for run in runs} == {
         ("block:64x16", 0.2, "float16"),
         ("channel", 0.2, "float16"),
         ("unstructured", 1.0, "float16"),
+        ("2:4", 0.5, "float16"),
+        ("unstructured", 0.2, "float16"),
+    }
+    assert {(case.pattern, case.density) for case in SUITES["gpu"] if case.backend == "cuda"} == {
+        ("2:4", 0.5),
+        ("unstructured", 0.2),
     }
     assert runs[0] == ("resnet34", "block:64x16", 0.2, "float16", 256)
 
@@ -197,11 +203,26 @@ def test_the_gpu_suite_stops_at_its_limit_and_goes_on(measured, tmp_path, monkey
         "wrn_16_8, block:64x16, density 0.2, batch 256",
     ]
     (file,) = tmp_path.glob("gpu-cuda-*.json")
-    assert "7 of 9 are left after 250 s: --append goes on" in capsys.readouterr().out
+    assert "13 of 15 are left after 250 s: --append goes on" in capsys.readouterr().out
     run.main(suite)
-    assert len(measured) == len(set(measured)) == 9
+    assert len(measured) == len(set(measured)) == 15
     run.main(suite)
-    assert len(measured) == 9 and len(results.read(file)["rows"]) == 27
+    assert len(measured) == 15 and len(results.read(file)["rows"]) == 45
+
+
+@pytest.mark.parametrize(("own", "taken"), [("channels", "channels"), (None, "dense")])
+def test_a_case_may_name_its_backend(monkeypatch, own, taken):
+    asked = []
+
+    def swap(model, x, backend):
+        asked.append(backend)
+        raise InterruptedError
+
+    monkeypatch.setattr(run.smart_kernels, "swap", swap)
+    case = NetworkCase("tiny", (1, 8, 8), 0.2, (1,), backend=own)
+    with pytest.raises(InterruptedError):
+        run.Run(case, 1).measure(["eager"], "dense", 0.1, "cpu")
+    assert asked == [taken]
 
 
 def test_peers_of_the_gpu_suite_are_the_fastest_dense_ones(measured, tmp_path, monkeypatch):

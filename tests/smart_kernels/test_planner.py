@@ -6,7 +6,7 @@ from networks import TwoPaths
 from torch import nn
 
 from smart_kernels import DenseFallbackError, Timings, native, planner, swap, timings
-from smart_kernels.backends import BACKENDS
+from smart_kernels.backends import BACKENDS, Verdict
 from smart_kernels.geometry import Geometry
 from smart_kernels.planner import Planner
 
@@ -219,3 +219,49 @@ def test_a_times_file_is_plain_json(tmp_path):
     times.put("key", 3.5)
     times.save()
     assert json.loads((tmp_path / "t.json").read_text()) == {"version": 1, "us": {"key": 3.5}}
+
+
+CUDA = torch.device("cuda")
+
+
+def gpu_estimates(geometry, shape, density, dtype=torch.float16):
+    names = ("dense", "channels", "triton", "cuda")
+    return {name: BACKENDS[name].estimate_us(geometry, shape, density, CUDA, dtype) for name in names}
+
+
+def test_estimates_on_gpus_prefer_sparse_kernels_only_where_much_is_skipped():
+    deep = Geometry((512, 512, 3, 3), padding=(1, 1, 1, 1))
+    many, few = gpu_estimates(deep, (256, 512, 4, 4), 0.9), gpu_estimates(deep, (256, 512, 4, 4), 0.1)
+    assert min(many, key=many.get) == "dense"
+    assert few["triton"] < few["cuda"] and few["triton"] < 0.6 * few["dense"]
+    assert few["channels"] < few["dense"]
+    # A batch of one is a matter of starting kernels, of which gathering and scattering take four.
+    small = gpu_estimates(Geometry((64, 64, 3, 3), padding=(1, 1, 1, 1)), (1, 64, 32, 32), 0.2)
+    assert small["channels"] > 2 * small["dense"]
+
+
+def test_estimates_on_gpus_follow_the_gpu_and_the_dtype(monkeypatch):
+    deep, shape = Geometry((512, 512, 3, 3), padding=(1, 1, 1, 1)), (256, 512, 4, 4)
+    unknown = gpu_estimates(deep, shape, 0.2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    ours = gpu_estimates(deep, shape, 0.2)
+    assert all(ours[name] < unknown[name] for name in ours)
+    assert ours["dense"] < gpu_estimates(deep, shape, 0.2, torch.float32)["dense"]
+    assert all(BACKENDS[name].estimate_us(deep, shape, 0.2, torch.device("cpu")) is None for name in ("triton", "cuda"))
+
+
+def test_without_measuring_the_estimates_of_a_gpu_decide(monkeypatch):
+    """All backends can run the layer: the one that skips blocks is taken where there is something to skip."""
+    weight, geometry = torch.randn(128, 128, 3, 3), Geometry((128, 128, 3, 3), padding=(1, 1, 1, 1))
+    for each in ("triton", "dense"):
+        kind = type(BACKENDS[each])
+        monkeypatch.setattr(kind, "supports", lambda self, *_: Verdict(True))
+        estimate = kind.estimate_us
+        monkeypatch.setattr(kind, "estimate_us", lambda self, g, s, d, _, t, own=estimate: own(self, g, s, d, CUDA, t))
+    for each in ("channels", "cpu", "cuda"):
+        monkeypatch.setattr(type(BACKENDS[each]), "supports", lambda self, *_: Verdict(False, "not here"))
+    for density, taken in ((0.1, "triton"), (0.9, "dense")):
+        mask = (torch.rand(2, 8, 3, 3) < density).repeat_interleave(64, 0).repeat_interleave(16, 1)
+        choice = Planner(measure=False).choose(weight, {"clean": mask}, geometry, torch.Size((256, 128, 16, 16)))
+        assert choice.backend == taken and "estimated" in choice.why
