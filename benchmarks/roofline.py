@@ -2,7 +2,8 @@
 
 Each fused layer has two floors: its arithmetic at the peak of what multiplies it, and the bytes it must read and write
 at the bandwidth of the memory, each once. The larger one is its time at best; nothing here was measured. Peaks come
-from the makers' data sheets (``smart_kernels/backends/gpus.json``), from the command line, or from what ``benchmarks.ground`` measured.
+from the makers' data sheets (``smart_kernels/backends/gpus.json``), from the command line, or from what
+``benchmarks.ground`` measured.
 
 The expected time divides the floors by efficiencies and adds what it takes to start a kernel: assumptions, given on the
 command line too. The bound is the ratio of the floors of all layers: what perfect kernels gain over perfect dense ones,
