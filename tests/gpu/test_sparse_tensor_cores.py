@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from two_four_cases import CASES, DTYPES, HOPPER_CASES, integers, layer, reference
+from two_four_cases import CASES, DTYPES, HOPPER_CASES, integers, layer, reference, slab_masks
 
 from smart_kernels.backends import BACKENDS
+from smart_kernels.geometry import Geometry
 from smart_kernels.two_four_ops import TILES, WGMMA_TILES
 
 CUDA, WGMMA = BACKENDS["cuda"], BACKENDS["wgmma"]
@@ -45,3 +46,15 @@ def check(backend, case, tile, dtype):
     x.copy_(integers(n, shape[1], h, w, dtype=dtype))
     graph.replay()
     assert torch.equal(y, expected())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tile", [-1, *range(1, len(TILES))])
+def test_runs_of_columns_are_left_out(tile, dtype):
+    shape = (160, 32, 3, 3)
+    packed = CUDA.pack(integers(*shape, dtype=dtype), slab_masks(shape, 0.4)).cuda()
+    geometry, x = Geometry.of(shape, padding=1), integers(3, 32, 9, 7, dtype=dtype).cuda()
+    assert packed.column_runs is not None
+    for path in ("clean", "adv", 0.5):
+        y = CUDA.bind(packed, geometry, path, None, None, False, None, tile)(x, None)
+        assert torch.equal(y, reference(x, packed, geometry, path).to(dtype))
