@@ -36,6 +36,7 @@ from smart.rewire import Rewirer
 from smart.train import train
 
 DENSITY = 0.2
+DTYPES = {"off": "float32", "bf16": "bfloat16"}
 PASSES = {"forward_passes": 4.5, "backward_passes": 4.5, "of_them_to_images_only": 3.5}
 # Network, (C, H, W) of its images, batch.
 CASES = {"tiny": ((1, 8, 8), 64), "resnet18": ((3, 32, 32), 16), "wrn_40_2": ((3, 32, 32), 16)}
@@ -101,7 +102,7 @@ def measure(network: str, batch: int, steps: int, rounds: int, device: str, amp:
             if turn:
                 seconds[name].append(taken)
     plain, ours = seconds.values()
-    common = {"network": network, "pattern": "unstructured", "density": DENSITY, "batch": batch, "dtype": amp}
+    common = {"network": network, "pattern": "unstructured", "density": DENSITY, "batch": batch, "dtype": DTYPES[amp]}
     common |= {"device": device, "threads": torch.get_num_threads(), "path": "both", "steps": steps, "rounds": rounds}
     rows = [
         {**common, **PASSES, "runner": name, "images_per_s": round(batch * steps / median(taken), 3)}

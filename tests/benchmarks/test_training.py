@@ -21,5 +21,5 @@ def test_the_plain_loop_makes_the_passes_it_says():
 
 def test_rows_tell_the_ratio():
     plain, ours = training.measure("tiny", 4, steps=1, rounds=1, device="cpu", amp="bf16")
-    assert ours["runner"] == "smart.train" and ours["rewire_s"] > 0 and plain["dtype"] == "bf16"
+    assert ours["runner"] == "smart.train" and ours["rewire_s"] > 0 and plain["dtype"] == "bfloat16"
     assert abs(ours["ratio"] - ours["images_per_s"] / plain["images_per_s"]) < 0.01
