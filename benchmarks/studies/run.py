@@ -48,13 +48,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     about = {"data": describe(data), "threads": arguments.threads, "network": NETWORK, "recipe": RECIPE.to_dict()}
     file = arguments.out or RESULTS / f"{data.name}-cpu-{datetime.now(timezone.utc):%Y-%m-%d}.json"
-    rows = _rows_of(file, results.results([], command, commit) | about, parser)
+    old = _old(file, results.results([], command, commit) | about, parser)
+    rows = old["rows"] if old else []
+    before = old["command"].split("; ") if old else []
+    commands = "; ".join([*(each for each in before if each != command), command])
     done = {(row["seed"], row["case"]) for row in rows}
     left = [(seed, case) for seed, case in runs if (seed, case.name) not in done]
     for seed, case in tqdm(left, unit="run", file=sys.stderr):
         row = measure(case, seed, data, arguments.runs / f"{data.name}-{list(CASES).index(case.name):02d}-seed{seed}")
         rows.append(row)
-        results.write(results.results(rows, command, commit) | about, file)
+        results.write(results.results(rows, commands, commit) | about, file)
         tqdm.write(f"{case.name}, seed {seed}: {_summary(row)}", file=sys.stderr)
     print(f"{file} holds {len(rows)} runs, of these {len(left)} new ones")
 
@@ -101,10 +104,10 @@ def describe(data: ImageData) -> dict[str, Any]:
     }
 
 
-def _rows_of(file: Path, new: results.Results, parser: argparse.ArgumentParser) -> list[Row]:
+def _old(file: Path, new: results.Results, parser: argparse.ArgumentParser) -> results.Results | None:
     """What the file holds already, if it is of the same data, recipe, machine, commit and versions."""
     if not file.exists():
-        return []
+        return None
     old = results.read(file)
     why = results.mismatch(old, new)
     for key in ("data", "threads", "network", "recipe"):
@@ -112,7 +115,7 @@ def _rows_of(file: Path, new: results.Results, parser: argparse.ArgumentParser) 
             why = f"its {key} is {old.get(key)}, here it is {new[key]}"
     if why:
         parser.error(f"{file} is of another study: {why}; give another file as --out")
-    return old["rows"]
+    return old
 
 
 def measure(case: StudyCase, seed: int, data: ImageData, folder: Path) -> Row:

@@ -71,6 +71,7 @@ def test_a_study_goes_on_where_it_was_stopped(study, capsys):
     second = study("--seeds", "2", "--only", "density 0.1")
     assert second["rows"][0] == row, "a run that is there is not measured again"
     assert [row["seed"] for row in second["rows"]] == [0, 1]
+    assert second["command"] == f"{first['command']}; {first['command'].replace('seeds 1', 'seeds 2')}"
 
 
 def test_a_network_of_one_path_has_the_same_numbers_on_both(study):
