@@ -184,7 +184,7 @@ def _comparison(chosen: str, dense_us: float | None, sparse_us: float | None) ->
 
 
 def _refusals(verdicts: Mapping[str, backends.Verdict]) -> str:
-    return "; ".join(verdict.why for verdict in verdicts.values() if not verdict)
+    return "; ".join(dict.fromkeys(verdict.why for verdict in verdicts.values() if not verdict))
 
 
 def _pack(backend: str, weight: Tensor, masks: Mapping[str, Tensor], name: str) -> PackedWeight:

@@ -26,6 +26,11 @@ class Verdict(NamedTuple):
         return self.ok
 
 
+def not_on(device: torch.device) -> Verdict:
+    """Of the GPU kernels, on other devices: in the same words for all of them, so that they are said once."""
+    return Verdict(False, f"the GPU kernels run on NVIDIA GPUs, not on {device.type}")
+
+
 class Affine(NamedTuple):
     """A second result of a convolution's epilogue: relu(y * scale + bias).
 

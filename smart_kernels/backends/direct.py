@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from smart_kernels import direct_ops, native
-from smart_kernels.backends.base import Affine, Backend, NoGradient, Run, SampleRun, Verdict
+from smart_kernels.backends.base import Affine, Backend, NoGradient, Run, SampleRun, Verdict, not_on
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.unstructured import UnstructuredWeight, slab_channels
 
@@ -35,7 +35,7 @@ class DirectBackend(Backend):
 
     def supports(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Verdict:
         if device.type != "cuda":
-            return Verdict(False, f"the direct kernel runs on NVIDIA GPUs, not on {device.type}")
+            return not_on(device)
         if not (available := self.available()):
             return available
         return self.computes(geometry, dtype)

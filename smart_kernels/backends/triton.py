@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from smart_kernels.backends.base import Affine, Backend, NoGradient, Run, SampleRun, Verdict
+from smart_kernels.backends.base import Affine, Backend, NoGradient, Run, SampleRun, Verdict, not_on
 from smart_kernels.backends.gpu_costs import OWN, layer_us
 from smart_kernels.backends.schedules import Schedule
 from smart_kernels.geometry import Geometry
@@ -36,7 +36,7 @@ class TritonBackend(Backend):
 
     def supports(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Verdict:
         if device.type != "cuda":
-            return Verdict(False, f"the triton kernels run on NVIDIA GPUs, not on {device.type}")
+            return not_on(device)
         if not (available := self.available()):
             return available
         if (capability := torch.cuda.get_device_capability(device)) < CAPABILITY:

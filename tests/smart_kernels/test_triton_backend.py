@@ -37,7 +37,7 @@ def test_importing_the_package_imports_no_triton():
 
 
 def test_it_says_why_not_on_the_cpu():
-    assert TRITON.supports(GEOMETRY, torch.float16, CPU).why == "the triton kernels run on NVIDIA GPUs, not on cpu"
+    assert TRITON.supports(GEOMETRY, torch.float16, CPU).why == "the GPU kernels run on NVIDIA GPUs, not on cpu"
 
 
 def test_without_triton_or_a_gpu_it_is_not_available(monkeypatch):
