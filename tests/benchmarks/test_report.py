@@ -69,6 +69,18 @@ def test_what_the_page_says_of_every_seed_holds_in_every_seed():
         assert weights["disjoint"] > 1.48 * weights["free"] and weights["shared"] < 0.76 * weights["free"]
 
 
+def test_what_the_page_says_of_patterns_holds_in_every_seed():
+    rows = {(row["case"], row["seed"]): row for row in report.read(report.studies_file())["rows"]}
+    less = {"2:4": [], "blocks of 8x8, 0.5": [], "channels, 0.5": []}
+    for seed in range(3):
+        robust = {name: 100 * rows[name, seed]["robust"]["adv"] for name in (*less, "unstructured, 0.5")}
+        for name, differences in less.items():
+            differences.append(robust[name] - robust["unstructured, 0.5"])
+    assert max(less["channels, 0.5"]) < -13
+    for name in ("2:4", "blocks of 8x8, 0.5"):
+        assert min(less[name]) < 0 < max(less[name]) and max(map(abs, less[name])) < 3
+
+
 def test_pictures_are_of_the_newest_studies():
     for name in report.STUDY_PICTURES:
         assert report.is_of(report.IMAGES / name, report.studies_file()), "run `make results`"
