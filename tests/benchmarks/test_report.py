@@ -81,6 +81,25 @@ def test_what_the_page_says_of_patterns_holds_in_every_seed():
         assert min(less[name]) < 0 < max(less[name]) and max(map(abs, less[name])) < 3
 
 
+def test_what_the_page_says_at_density_0_2_holds_in_every_seed():
+    rows = {(row["case"], row["seed"]): row for row in report.read(report.studies_file())["rows"]}
+
+    def more(case: str, seed: int) -> tuple[float, float]:
+        """Points of robustness and of clean accuracy more than standard masks give."""
+        pair = rows[case, seed], rows["SMART, density 0.2", seed]
+        robust, clean = ([row["robust"]["adv"] for row in pair], [row["accuracy"]["clean"]["clean"] for row in pair])
+        return 100 * (robust[0] - robust[1]), 100 * (clean[0] - clean[1])
+
+    for seed in range(3):
+        for case in ("masks of their own in the last two stages", "masks in the last two stages"):
+            robust, clean = more(case, seed)
+            assert 0.8 < robust < 4 and 0.3 < clean < 2.4
+        robust, clean = more("blocks of 8x8, 0.2", seed)
+        assert -7.1 < robust < -3 and -6.3 < clean < -1.9
+        robust, clean = more("channels, 0.2", seed)
+        assert robust < -22 and clean < -13
+
+
 def test_pictures_are_of_the_newest_studies():
     for name in report.STUDY_PICTURES:
         assert report.is_of(report.IMAGES / name, report.studies_file()), "run `make results`"
