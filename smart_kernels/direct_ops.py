@@ -30,9 +30,7 @@ MAX_CODES = 256  # of a slab: codes are bytes
 
 def missing() -> str | None:
     """Why there are no direct operators, in one sentence; None if there are."""
-    if native.missing() is None and not hasattr(torch.ops.smart_kernels, "sparse_conv2d_direct"):
-        return "the library was built without CUDA: install nvcc 12 or later, and build again with SMART_BUILD_CUDA=1"
-    return native.missing()
+    return native.gpu_operator_missing("sparse_conv2d_direct")
 
 
 if missing() is None:

@@ -43,8 +43,11 @@ def cpu_isas() -> list[str]:
 
 def cuda_missing() -> str | None:
     """Why the library runs nothing on a GPU here, in one sentence; None if it can."""
-    if _missing:
-        return _missing
-    if not hasattr(torch.ops.smart_kernels, "cuda_missing"):
+    return gpu_operator_missing("cuda_missing") or torch.ops.smart_kernels.cuda_missing() or None
+
+
+def gpu_operator_missing(name: str) -> str | None:
+    """Why the library lacks an operator of its CUDA part, in one sentence; None if it has it."""
+    if _missing is None and not hasattr(torch.ops.smart_kernels, name):
         return "the library was built without CUDA: install nvcc 12 or later, and build again with SMART_BUILD_CUDA=1"
-    return torch.ops.smart_kernels.cuda_missing() or None
+    return _missing

@@ -31,9 +31,7 @@ WGMMA_TILES = ("wgmma tall", "wgmma twin")  # of the kernel for Hopper, csrc/cud
 
 def missing() -> str | None:
     """Why there are no 2:4 operators, in one sentence; None if there are."""
-    if native.missing() is None and not hasattr(torch.ops.smart_kernels, "sparse_conv2d_two_four"):
-        return "the library was built without CUDA: install nvcc 12 or later, and build again with SMART_BUILD_CUDA=1"
-    return native.missing()
+    return native.gpu_operator_missing("sparse_conv2d_two_four")
 
 
 def wgmma_missing(device: int) -> str | None:

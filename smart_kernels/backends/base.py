@@ -66,8 +66,24 @@ class NoGradient(torch.autograd.Function):
         )
 
 
-Run = Callable[[Tensor, Tensor | None], Tensor | tuple[Tensor, Tensor]]
-SampleRun = Callable[[Tensor, Tensor | None, "Samples"], Tensor | tuple[Tensor, Tensor]]
+Result = Tensor | tuple[Tensor, Tensor]  # the second is that of an affine
+Run = Callable[[Tensor, Tensor | None], Result]
+SampleRun = Callable[[Tensor, Tensor | None, "Samples"], Result]
+
+
+def guarded(call: Callable[..., Result], packed: PackedWeight) -> Callable[..., Result]:
+    """A call of x and more, which refuses a weight that was corrupted, and gradients."""
+
+    def run(x: Tensor, *arguments: Any) -> Result:
+        if packed.disabled:
+            raise ValueError("corrupt data was loaded into this packed weight: load a good state, or pack it anew")
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return call(x, *arguments)
+        with torch.no_grad():
+            y = call(x, *arguments)
+        return NoGradient.apply(x, y) if isinstance(y, Tensor) else tuple(NoGradient.apply(x, each) for each in y)
+
+    return run
 
 
 class Backend(ABC):

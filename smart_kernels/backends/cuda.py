@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smart_kernels import native, two_four_ops
-from smart_kernels.backends.base import Affine, Backend, NoGradient, Run, SampleRun, Verdict, not_on
+from smart_kernels.backends.base import Affine, Backend, Result, Run, SampleRun, Verdict, guarded, not_on
 from smart_kernels.backends.gpu_costs import OWN, layer_us
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.fragments import GROUP, KEPT
@@ -110,7 +110,7 @@ class CudaBackend(Backend):
     ) -> SampleRun:
         call = _bind(packed, geometry, packed.paths[1], scale, bias, relu, affine, tile)
 
-        def run(x: Tensor, residual: Tensor | None, samples: Samples) -> Tensor | tuple[Tensor, Tensor]:
+        def run(x: Tensor, residual: Tensor | None, samples: Samples) -> Result:
             return call(x, residual, samples.order, samples.first)
 
         return run
@@ -125,7 +125,7 @@ def _bind(
     relu: bool,
     affine: Affine | None,
     tile: int,
-) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
+) -> Callable[..., Result]:
     ops = torch.ops.smart_kernels
     op = (ops.sparse_conv2d_two_four if affine is None else ops.sparse_conv2d_affine_two_four).default
     scale, bias = (None if each is None else each.float() for each in (scale, bias))
@@ -137,18 +137,10 @@ def _bind(
         last_arguments = (affine.scale.float(), affine.bias.float(), affine.relu, *last_arguments)
     operand, numbers = packed.operand(path), geometry.numbers
 
-    def run(
-        x: Tensor, residual: Tensor | None, order: Tensor | None, first: Tensor | None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        if packed.disabled:
-            raise ValueError("corrupt data was loaded into this packed weight: load a good state, or pack it anew")
-        if x.requires_grad and torch.is_grad_enabled():
-            with torch.no_grad():
-                y = run(x, residual, order, first)
-            return NoGradient.apply(x, y) if affine is None else tuple(NoGradient.apply(x, each) for each in y)
+    def run(x: Tensor, residual: Tensor | None, order: Tensor | None, first: Tensor | None) -> Result:
         return op(x, *operand, numbers, scale, bias, residual, relu, order, first, *last_arguments)
 
-    return run
+    return guarded(run, packed)
 
 
 def overfull_share(mask: Tensor) -> float:

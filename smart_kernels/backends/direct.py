@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from smart_kernels import direct_ops, native
-from smart_kernels.backends.base import Affine, Backend, NoGradient, Run, SampleRun, Verdict, not_on
+from smart_kernels.backends.base import Affine, Backend, Result, Run, SampleRun, Verdict, guarded, not_on
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.unstructured import UnstructuredWeight, slab_channels
 
@@ -85,7 +85,7 @@ class DirectBackend(Backend):
     ) -> SampleRun:
         call = _bind(packed, geometry, packed.paths[1], scale, bias, relu, affine, tile)
 
-        def run(x: Tensor, residual: Tensor | None, samples: Samples) -> Tensor | tuple[Tensor, Tensor]:
+        def run(x: Tensor, residual: Tensor | None, samples: Samples) -> Result:
             return call(x, residual, samples.order, samples.first)
 
         return run
@@ -100,23 +100,15 @@ def _bind(
     relu: bool,
     affine: Affine | None,
     tile: int,
-) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
+) -> Callable[..., Result]:
     ops = torch.ops.smart_kernels
     op = (ops.sparse_conv2d_direct if affine is None else ops.sparse_conv2d_affine_direct).default
     last_arguments: tuple[object, ...] = (tile,) if affine is None else (*affine, tile)
     values, codes, segments = packed.path_values(path), packed.codes, packed.segments
     numbers, of_slab, (begin, end) = geometry.numbers, packed.slab_channels, packed.segment_range(path)
 
-    def run(
-        x: Tensor, residual: Tensor | None, order: Tensor | None, first: Tensor | None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        if packed.disabled:
-            raise ValueError("corrupt data was loaded into this packed weight: load a good state, or pack it anew")
-        if x.requires_grad and torch.is_grad_enabled():
-            with torch.no_grad():
-                y = run(x, residual, order, first)
-            return NoGradient.apply(x, y) if affine is None else tuple(NoGradient.apply(x, each) for each in y)
+    def run(x: Tensor, residual: Tensor | None, order: Tensor | None, first: Tensor | None) -> Result:
         weight = (values, codes, segments, numbers, of_slab, begin, end)
         return op(x, *weight, scale, bias, residual, relu, order, first, *last_arguments)
 
-    return run
+    return guarded(run, packed)

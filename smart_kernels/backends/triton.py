@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from smart_kernels.backends.base import Affine, Backend, NoGradient, Run, SampleRun, Verdict, not_on
+from smart_kernels.backends.base import Affine, Backend, Result, Run, SampleRun, Verdict, guarded, not_on
 from smart_kernels.backends.gpu_costs import OWN, layer_us
 from smart_kernels.backends.schedules import Schedule
 from smart_kernels.geometry import Geometry
@@ -116,7 +116,7 @@ class TritonBackend(Backend):
     ) -> SampleRun:
         call = self._bind(packed, geometry, packed.paths[0], scale, bias, relu, affine, schedule)
 
-        def run(x: Tensor, residual: Tensor | None, samples: Samples) -> Tensor | tuple[Tensor, Tensor]:
+        def run(x: Tensor, residual: Tensor | None, samples: Samples) -> Result:
             return call(x, residual, samples.order, samples.first)
 
         return run
@@ -131,7 +131,7 @@ class TritonBackend(Backend):
         relu: bool,
         affine: Affine | None,
         schedule: Schedule | None,
-    ) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
+    ) -> Callable[..., Result]:
         if not (verdict := self.accepts(packed)):
             raise ValueError(f"{verdict.why}: run this weight on the dense backend")
         # Importing them imports Triton, which takes seconds.
@@ -150,15 +150,7 @@ class TritonBackend(Backend):
             schedule.numbers if schedule else [],
         )
 
-        def run(
-            x: Tensor, residual: Tensor | None, order: Tensor | None, first: Tensor | None
-        ) -> Tensor | tuple[Tensor, Tensor]:
-            if packed.disabled:
-                raise ValueError("corrupt data was loaded into this packed weight: load a good state, or pack it anew")
-            if x.requires_grad and torch.is_grad_enabled():
-                with torch.no_grad():
-                    y = run(x, residual, order, first)
-                return NoGradient.apply(x, y) if affine is None else tuple(NoGradient.apply(x, each) for each in y)
+        def run(x: Tensor, residual: Tensor | None, order: Tensor | None, first: Tensor | None) -> Result:
             return op(x, *layer, scale, bias, residual, relu, order, first, *last_arguments)
 
-        return run
+        return guarded(run, packed)

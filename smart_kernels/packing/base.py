@@ -21,10 +21,12 @@ class PackedWeight(nn.Module, ABC):
         kernels_on: the only type of device that has kernels for it; None if all have some.
         shape: (K, C/groups, R, S).
         paths: names of the paths, in the order of the masks given.
+        disabled: whether corrupt data was loaded into it, in formats whose kernels could not bear that.
     """
 
     format: ClassVar[str]
     kernels_on: ClassVar[str | None] = None
+    disabled: bool = False
 
     def __init__(self, shape: tuple[int, ...], paths: tuple[str, ...]) -> None:
         super().__init__()
