@@ -1,11 +1,13 @@
 import dataclasses
+import functools
 import json
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.studies import cases, run, tables
+import smart
+from benchmarks.studies import cases, run, strong, tables
 from benchmarks.studies.cases import CASES, IMAGES, STUDIES
 from smart import results
 from smart.config import TrainConfig
@@ -101,10 +103,29 @@ def test_results_of_another_commit_or_recipe_are_not_mixed(study, monkeypatch, c
     assert "commit" in capsys.readouterr().err
 
 
+def test_stronger_attacks_are_set_on_a_part_of_the_test_images(study, monkeypatch, capsys):
+    monkeypatch.setattr(strong, "ATTACKS", ("clean", "pgd1"))
+    monkeypatch.setattr(strong, "PGD", ["pgd1"])
+    monkeypatch.setattr(strong, "STRONGEST", "pgd9-cw")
+    monkeypatch.setattr(smart, "sanity_checks", functools.partial(smart.sanity_checks, steps=1, queries=2))
+    content = study("--seeds", "2", "--only", "density 0.1", "--strong", "6")
+    assert content["strong"] | {"sha256": None} == {"restarts": strong.RESTARTS, "images": 6, "sha256": None}
+    assert content["strong"]["sha256"] != content["data"]["test"]["sha256"]
+    first, second = (row["strong"] for row in content["rows"])
+    for path in ("clean", "adv"):
+        assert 0 <= first["restarts"][path] <= first["pgd"][path] <= first["clean"][path] <= 1
+        assert 6 * first["autoattack"][path] == pytest.approx(round(6 * first["autoattack"][path]))
+    assert first["sanity"]["n_examples"] == 6 and "sanity" not in second
+    with pytest.raises(SystemExit):
+        study("--seeds", "2", "--only", "density 0.1")
+    assert "is of another study: its strong" in capsys.readouterr().err
+
+
 def test_wrong_usage_is_said(study, tmp_path, capsys):
     wrong = {
         "no case's name": ["--only", "nothing"],
         "there is no data": ["--data", str(tmp_path / "no")],
+        "give a number of test images": ["--strong", "-1"],
         "invalid choice": ["--studies", "nothing"],
     }
     for said, arguments in wrong.items():
