@@ -70,8 +70,9 @@ class CompactNets:
         self, name: str, weight: Tensor, masks: Mapping[str, Tensor], geometry: Geometry, shape: torch.Size | None
     ) -> tuple[PackedWeight, str]:
         planned = self.plan.get(name)
-        if planned is not None and backends.find(planned).supports(geometry, weight.dtype, weight.device):
-            return backends.find(planned).pack(weight, masks), planned
+        backend = planned and backends.runnable(planned, geometry, masks, weight.dtype, weight.device)
+        if backend:
+            return backend.pack(weight, masks), backend.name
         choice = Planner(measure=False).choose(weight, masks, geometry, shape, name)
         return choice.packed, choice.backend
 

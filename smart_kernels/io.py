@@ -78,7 +78,10 @@ def save(sparse: SparseModel, path: str | os.PathLike) -> None:
 
 
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> SparseModel:
-    """Reads a swapped network; each layer runs on the backend it was planned for, or on dense where that is missing.
+    """Reads a swapped network; each layer runs on the backend that it was planned for.
+
+    Where that cannot run on this device, another that reads the same packed weight does, or else dense; the report says
+    so. Nothing is measured: :meth:`SparseModel.replan` plans the network for this device.
 
     Raises:
         FileError: the file is truncated, altered, or not a swapped network of a version this library reads.
@@ -189,11 +192,14 @@ def _build(description: Mapping[str, object], tensors: Mapping[str, Tensor], dev
     modules: dict[str, nn.Module] = {}
     for name, entry in description["modules"].items():
         if entry["type"] in ("SparseConv2d", "SparseLinear"):
-            modules[name] = _read_conv(name, entry, tensors, paths, rows, device, modules)
+            modules[name] = _read_conv(name, entry, tensors, paths, device, modules)
         elif entry["type"] == "PathAffine":
             modules[name] = _read_affine(name, entry, tensors, paths, None)
         else:
             modules[name] = read_layer(name, entry, tensors)
+    for row in rows:
+        if isinstance(conv := modules.get(row.name), SparseConv2d):
+            _tell_replaced(row, conv, description["modules"][row.name]["backend"], device)
     attributes = [str(name) for name in description["attributes"]]
     graph = graph_json.decode(description["graph"], modules, attributes)
     root = {**modules, **{name: tensors[name] for name in attributes}}
@@ -202,11 +208,22 @@ def _build(description: Mapping[str, object], tensors: Mapping[str, Tensor], dev
     for name, module in modules.items():
         if isinstance(module, (SparseConv2d, PathAffine)):
             _place(module, description["modules"][name], stages)
-    sparse.runs_programs = bool(description["programs"])
+    sparse.runs_programs = bool(description["programs"]) and device.type == "cpu"
     if (plan := description.get("compact")) is not None:  # files of before there was such a thing do not say
         sparse.runs_compact = True
         sparse._compact.plan = {str(layer): backends.find(backend).name for layer, backend in plan.items()}
     return sparse
+
+
+def _tell_replaced(row: Row, conv: SparseConv2d, planned: str, device: torch.device) -> None:
+    """Says in a layer's row what runs it in place of the backend planned, if another does, and why."""
+    if conv.backend == planned:
+        return
+    refused = backends.find(planned).supports(conv.geometry, next(conv.packed.buffers()).dtype, device)
+    same = ", which reads the same packed weight" if conv.packed.format == backends.find(planned).format else ""
+    row.why = f"in place of {planned}{same}: {refused.why}"
+    row.backend, row.bytes = conv.backend, conv.packed.nbytes if row.bytes else 0
+    row.dense_us = row.sparse_us = None  # of the machine that it was planned on
 
 
 def _place(module: SparseConv2d | PathAffine, entry: Mapping[str, object], stages: int) -> None:
@@ -234,7 +251,6 @@ def _read_conv(
     entry: Mapping[str, object],
     tensors: Mapping[str, Tensor],
     paths: tuple[str, ...],
-    rows: list[Row],
     device: torch.device,
     before: Mapping[str, nn.Module],
 ) -> SparseConv2d:
@@ -243,7 +259,7 @@ def _read_conv(
     if math.prod(geometry.weight_shape) > MAX_WEIGHT:
         raise ValueError(f"weight of {name} has shape {shape}")
     if entry["weight_of"] == name:
-        packed, backend = _read_weight(name, entry, tensors, paths, rows, device, geometry)
+        packed, backend = _read_weight(name, entry, tensors, paths, device, geometry)
     else:
         packed, backend = before[entry["weight_of"]].packed, before[entry["weight_of"]].backend
         if tuple(packed.shape) != geometry.weight_shape:
@@ -264,7 +280,6 @@ def _read_weight(
     entry: Mapping[str, object],
     tensors: Mapping[str, Tensor],
     paths: tuple[str, ...],
-    rows: list[Row],
     device: torch.device,
     geometry: Geometry,
 ) -> tuple[PackedWeight, str]:
@@ -277,14 +292,9 @@ def _read_weight(
     weight = values.new_zeros(geometry.weight_shape)
     weight[union] = values
 
-    backend = backends.find(entry["backend"])
-    verdict = backend.supports(geometry, weight.dtype, device)
-    if not verdict:
-        backend = backends.find("dense")
-        for row in rows:
-            if row.name == name:
-                row.backend, row.why = "dense", verdict.why
-    return backend.pack(weight, masks), backend.name
+    backend = backends.runnable(entry["backend"], geometry, masks, weight.dtype, device) or backends.find("dense")
+    # Layers that lie on the device already are not planned anew by what moves the rest of the network there.
+    return backend.pack(weight, masks).to(device), backend.name
 
 
 def _per_path(

@@ -25,6 +25,8 @@ from smart_kernels import (
     swap,
     verify,
 )  # fmt: skip
+from smart_kernels.compact_nets import CompactNets
+from smart_kernels.geometry import Geometry
 from smart_kernels.modules import SparseConv2d
 
 PATHS = ("clean", "adv", 0.3)
@@ -273,6 +275,15 @@ def test_constants_that_are_no_numbers_stay_in_their_channels(images):
     sparse = swap(model, images, backend="channels", measure=False)
     assert not sparse.runs_compact
     torch.testing.assert_close(sparse(images), model(images), equal_nan=True)
+
+
+@pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+def test_a_plan_made_for_another_device_is_followed_by_what_reads_the_same_weight():
+    nets, shape = CompactNets(), (32, 32, 3, 3)
+    nets.plan = {"conv": "direct"}
+    masks = {"clean": torch.rand(shape) < 0.2}
+    packed, backend = nets._as_planned("conv", torch.randn(shape), masks, Geometry.of(shape), None)
+    assert (packed.format, backend) == ("unstructured", "cpu")
 
 
 @pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))

@@ -12,6 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from smart_kernels import FileError, io, load, native, save, swap, verify
+from smart_kernels.backends import BACKENDS, Verdict, of_format, runnable
+from smart_kernels.geometry import Geometry
+from smart_kernels.packing import FORMATS
 
 
 @pytest.fixture
@@ -210,3 +213,39 @@ def test_what_a_file_cannot_hold_is_refused_when_saved(layer, images, tmp_path):
 def test_a_network_without_a_graph_is_refused_when_saved(images, tmp_path):
     with pytest.raises(ValueError, match="could not be captured as a graph"):
         save(swap(TwoPaths(control_flow=True).eval(), images), tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("planned", "there", "density", "expected"),
+    [
+        ("cpu", {"cpu", "direct"}, 0.2, "cpu"),
+        ("cpu", {"direct"}, 0.2, "direct"),
+        ("cpu", {"direct"}, 0.6, None),
+        ("direct", {"cpu"}, 0.2, "cpu"),
+        ("direct", {"direct"}, 0.6, "direct"),
+        ("wgmma", {"cuda"}, 0.2, "cuda"),
+        ("wgmma", {"direct"}, 0.2, None),
+        ("triton", {"cuda"}, 0.2, None),
+    ],
+)
+def test_a_backend_that_is_missing_is_replaced_by_one_of_its_packed_format(
+    planned, there, density, expected, monkeypatch
+):
+    for backend in BACKENDS.values():
+        verdict = Verdict(backend.name in there, "it is missing")
+        monkeypatch.setattr(type(backend), "supports", lambda *_, verdict=verdict: verdict)
+    masks = {"clean": torch.rand(32, 32, 3, 3) < density}
+    found = runnable(planned, Geometry.of((32, 32, 3, 3)), masks, torch.float16, torch.device("cpu"))
+    assert (found and found.name) == expected
+
+
+def test_each_packed_format_has_backends_that_read_it():
+    assert [each.name for each in of_format("2:4")] == ["cuda", "wgmma"]
+    assert sorted(name for each in FORMATS for name in [b.name for b in of_format(each)]) == sorted(BACKENDS)
+
+
+def test_layers_of_a_file_lie_on_their_device_before_they_could_be_planned_anew(saved):
+    network = json.loads(parts(saved)[1]["network"])
+    sparse = io._build(network, parts(saved)[0], torch.device("meta"))
+    assert {buffer.device.type for _, conv in sparse._convs() for buffer in conv.packed.buffers()} == {"meta"}
+    assert {row["backend"] for row in sparse.report()} <= {"dense", "channels"} and not sparse.runs_programs

@@ -10,7 +10,7 @@ from networks import BasicBlock
 from torch import nn
 from two_four_cases import slab_masks
 
-from smart_kernels import swap, two_four_ops, verify
+from smart_kernels import load, save, swap, two_four_ops, verify
 from smart_kernels.backends import BACKENDS, Affine, Verdict
 from smart_kernels.backends.cuda import CudaBackend
 from smart_kernels.backends.wgmma import WgmmaBackend
@@ -118,6 +118,34 @@ def test_a_swapped_network_runs_on_it_and_samples_of_both_paths_on_the_other_ker
         together = sparse(images, path=torch.tensor([1, 0]))
         assert set(tiles_run) == {"small"}
     torch.testing.assert_close(together, torch.stack([apart[0][0], apart[1][1]]), rtol=1e-2, atol=1e-2)
+
+
+@needs_operators
+def test_a_file_saved_on_hopper_runs_on_other_gpus_from_the_same_packed_weight(
+    tiles_run, on_any_device, monkeypatch, tmp_path
+):
+    model, path = Wide().eval().half(), tmp_path / "net.safetensors"
+    images = torch.rand(2, 3, 6, 6).half()
+    sparse = swap(model, images, backend="wgmma")
+    save(sparse, path)
+    assert load(path).report() == sparse.report()
+
+    monkeypatch.setattr(WgmmaBackend, "supports", lambda *_: Verdict(False, "this GPU has 8.0"))
+    again = load(path)
+    rows = {row["name"]: row for row in again.report()}
+    assert rows["block.conv1"]["backend"] == "cuda" and rows["block.conv1"]["dense_us"] is None
+    why = "in place of wgmma, which reads the same packed weight: this GPU has 8.0"
+    assert rows["block.conv1"]["why"] == why
+    tiles_run.clear()
+    verify(model, again, images)
+    assert set(tiles_run) == {"small"}
+
+    monkeypatch.setattr(CudaBackend, "supports", lambda *_: Verdict(False, "there is no GPU"))
+    dense = load(path)
+    row = next(row for row in dense.report() if row["name"] == "block.conv1")
+    assert (row["backend"], row["why"]) == ("dense", "in place of wgmma: this GPU has 8.0")
+    assert row["bytes"] == dense.net.get_submodule("block.conv1").packed.nbytes
+    verify(model, dense, images)
 
 
 def test_without_a_measurement_it_is_never_chosen(on_any_device):
