@@ -63,7 +63,7 @@ class Problem:
     def call(self, tile: int) -> Callable[[], Tensor]:
         """Runs the layer by a tile, or by the one chosen for it if that is -1."""
         arguments = (self.packed, self.geometry, self.packed.paths[0], None, self.bias, True, None)
-        return partial(find(self.backend).bind(*arguments, tile=tile), self.x, None)
+        return partial(find(self.backend).bind(*arguments, schedule=tile), self.x, None)
 
     def hopper_calls(self) -> dict[str, Callable[[], Tensor]]:
         """The tiles of the wgmma backend, where that runs the layer."""
@@ -74,7 +74,7 @@ class Problem:
         if self.backend != "cuda" or self.leaves_out or not wgmma.supports(self.geometry, self.x.dtype, self.x.device):
             return {}
         return {
-            f"{name.replace(' ', '_')}_us": partial(wgmma.bind(*arguments, tile=len(self.tiles) + i), self.x, None)
+            f"{name.replace(' ', '_')}_us": partial(wgmma.bind(*arguments, schedule=len(self.tiles) + i), self.x, None)
             for i, name in enumerate(two_four_ops.WGMMA_TILES)
         }
 

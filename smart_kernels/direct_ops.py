@@ -16,13 +16,7 @@ Both give results in channels_last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
-
-from smart_kernels import native
-from smart_kernels.geometry import Geometry
+from smart_kernels import fakes, native
 
 TILES = ("large", "medium", "small")
 MAX_CODES = 256  # of a slab: codes are bytes
@@ -34,51 +28,4 @@ def missing() -> str | None:
 
 
 if missing() is None:
-
-    @torch.library.register_fake("smart_kernels::sparse_conv2d_direct")
-    def _(
-        x,
-        values,
-        codes,
-        segments,
-        geometry,
-        slab_channels,
-        first_segment,
-        last_segment,
-        scale,
-        bias,
-        residual,
-        relu,
-        order,
-        first,
-        tile=-1,
-    ):
-        return _result(x, geometry)
-
-    @torch.library.register_fake("smart_kernels::sparse_conv2d_affine_direct")
-    def _(
-        x,
-        values,
-        codes,
-        segments,
-        geometry,
-        slab_channels,
-        first_segment,
-        last_segment,
-        scale,
-        bias,
-        residual,
-        relu,
-        order,
-        first,
-        affine_scale,
-        affine_bias,
-        affine_relu,
-        tile=-1,
-    ):
-        return _result(x, geometry), _result(x, geometry)
-
-
-def _result(x: Tensor, geometry: Sequence[int]) -> Tensor:
-    shape = Geometry.of_numbers(geometry).output_shape(x.shape)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    fakes.register("direct")

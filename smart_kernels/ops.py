@@ -1,4 +1,4 @@
-"""The operation itself: ``sparse_conv2d`` for callers, and fake kernels that let torch trace custom operators."""
+"""The operation itself: ``sparse_conv2d`` for callers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from smart_kernels import native
+from smart_kernels import fakes, native
 from smart_kernels.backends import BACKENDS, Backend
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import PackedWeight
@@ -16,36 +16,7 @@ from smart_kernels.paths import Samples, group_samples, merge_samples, resolve
 PerPath = Tensor | Mapping[str, Tensor]
 
 if native.missing() is None:
-
-    @torch.library.register_fake("smart_kernels::sparse_conv2d_cpu")
-    def _(x, values, codes, segments, geometry, slab_channels, first, last, scale, bias, residual, relu, isa=""):
-        return x.new_empty(_result_shape(x, geometry))
-
-    @torch.library.register_fake("smart_kernels::sparse_conv2d_affine_cpu")
-    def _(
-        x,
-        values,
-        codes,
-        segments,
-        geometry,
-        slab_channels,
-        first,
-        last,
-        scale,
-        bias,
-        residual,
-        relu,
-        affine_scale,
-        affine_bias,
-        affine_relu,
-        isa="",
-    ):
-        shape = _result_shape(x, geometry)
-        return x.new_empty(shape), x.new_empty(shape)
-
-
-def _result_shape(x: Tensor, geometry: Sequence[int]) -> tuple[int, ...]:
-    return Geometry.of_numbers(geometry).output_shape(x.shape)
+    fakes.register("cpu", torch.contiguous_format)
 
 
 def sparse_conv2d(

@@ -23,15 +23,16 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 from triton.runtime import JITFunction
 
+from smart_kernels import fakes
 from smart_kernels.backends import schedules
 from smart_kernels.backends.schedules import Schedule
+from smart_kernels.fakes import empty_result
 from smart_kernels.geometry import Geometry
 from smart_kernels.kernels import block as kernels
 from smart_kernels.packing.block import MAX_ROWS
 
 MAX_INDEX = 2**31 - 1
 MAX_PIXELS = MAX_INDEX - 2**16  # what tiles reach beyond the last is counted too
-_GEOMETRY = 6  # its place among the arguments after x
 REDUCED = (8, 64)  # pixels x channels that one program adds up
 
 
@@ -59,7 +60,7 @@ def sparse_conv2d_triton(
     """relu(conv2d(x, W * M_path) * scale + bias + residual), (N, K, P, Q) in channels_last."""
     weight = (values, codes, rows, starts, segments, rows_per_tile)
     how = (geometry, first_segment, last_segment, items, schedule)
-    y = _output(x, geometry)
+    y = empty_result(x, geometry)
     _launch(x, weight, how, (scale, bias, residual, relu), (None, None, None, False), (order, first), y)
     return y
 
@@ -91,25 +92,13 @@ def sparse_conv2d_affine_triton(
     """The same, and relu(that * affine_scale + affine_bias) beside it."""
     weight = (values, codes, rows, starts, segments, rows_per_tile)
     how = (geometry, first_segment, last_segment, items, schedule)
-    y, second = _output(x, geometry), _output(x, geometry)
+    y, second = empty_result(x, geometry), empty_result(x, geometry)
     affine = (affine_scale, affine_bias, second, affine_relu)
     _launch(x, weight, how, (scale, bias, residual, relu), affine, (order, first), y)
     return y, second
 
 
-@sparse_conv2d_triton.register_fake
-def _(x: Tensor, *arguments: object) -> Tensor:
-    return _output(x, arguments[_GEOMETRY])
-
-
-@sparse_conv2d_affine_triton.register_fake
-def _(x: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
-    return _output(x, arguments[_GEOMETRY]), _output(x, arguments[_GEOMETRY])
-
-
-def _output(x: Tensor, numbers: list[int]) -> Tensor:
-    shape = Geometry.of_numbers(numbers).output_shape(x.shape)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+fakes.register("triton")
 
 
 def _launch(

@@ -17,13 +17,9 @@ Both give results in channels_last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
 
-from smart_kernels import native
-from smart_kernels.geometry import Geometry
+from smart_kernels import fakes, native
 
 TILES = ("large", "flat", "small", "narrow")
 WGMMA_TILES = ("wgmma tall", "wgmma twin")  # of the kernel for Hopper, csrc/cuda/wgmma_body.h
@@ -42,55 +38,4 @@ def wgmma_missing(device: int) -> str | None:
 
 
 if missing() is None:
-
-    @torch.library.register_fake("smart_kernels::sparse_conv2d_two_four")
-    def _(
-        x,
-        values,
-        metadata,
-        extra_values,
-        extra_metadata,
-        extra_columns,
-        extra_starts,
-        first_slab,
-        geometry,
-        scale,
-        bias,
-        residual,
-        relu,
-        order,
-        first,
-        tile=-1,
-        column_runs=None,
-    ):
-        return _result(x, geometry)
-
-    @torch.library.register_fake("smart_kernels::sparse_conv2d_affine_two_four")
-    def _(
-        x,
-        values,
-        metadata,
-        extra_values,
-        extra_metadata,
-        extra_columns,
-        extra_starts,
-        first_slab,
-        geometry,
-        scale,
-        bias,
-        residual,
-        relu,
-        order,
-        first,
-        affine_scale,
-        affine_bias,
-        affine_relu,
-        tile=-1,
-        column_runs=None,
-    ):
-        return _result(x, geometry), _result(x, geometry)
-
-
-def _result(x: Tensor, geometry: Sequence[int]) -> Tensor:
-    shape = Geometry.of_numbers(geometry).output_shape(x.shape)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    fakes.register("two_four")

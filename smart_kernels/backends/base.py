@@ -26,11 +26,6 @@ class Verdict(NamedTuple):
         return self.ok
 
 
-def not_on(device: torch.device) -> Verdict:
-    """Of the GPU kernels, on other devices: in the same words for all of them, so that they are said once."""
-    return Verdict(False, f"the GPU kernels run on NVIDIA GPUs, not on {device.type}")
-
-
 class Affine(NamedTuple):
     """A second result of a convolution's epilogue: relu(y * scale + bias).
 
@@ -69,21 +64,6 @@ class NoGradient(torch.autograd.Function):
 Result = Tensor | tuple[Tensor, Tensor]  # the second is that of an affine
 Run = Callable[[Tensor, Tensor | None], Result]
 SampleRun = Callable[[Tensor, Tensor | None, "Samples"], Result]
-
-
-def guarded(call: Callable[..., Result], packed: PackedWeight) -> Callable[..., Result]:
-    """A call of x and more, which refuses a weight that was corrupted, and gradients."""
-
-    def run(x: Tensor, *arguments: Any) -> Result:
-        if packed.disabled:
-            raise ValueError("corrupt data was loaded into this packed weight: load a good state, or pack it anew")
-        if not (x.requires_grad and torch.is_grad_enabled()):
-            return call(x, *arguments)
-        with torch.no_grad():
-            y = call(x, *arguments)
-        return NoGradient.apply(x, y) if isinstance(y, Tensor) else tuple(NoGradient.apply(x, each) for each in y)
-
-    return run
 
 
 class Backend(ABC):

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smart_kernels import native, two_four_ops
-from smart_kernels.backends.base import Affine, Backend, Result, Run, SampleRun, Verdict, guarded, not_on
+from smart_kernels.backends.base import Verdict
+from smart_kernels.backends.gpu import GpuBackend, Launch
 from smart_kernels.backends.gpu_costs import OWN, layer_us
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.fragments import GROUP, KEPT
 from smart_kernels.packing.two_four import CHANNELS, TwoFourWeight
 
-if TYPE_CHECKING:
-    from smart_kernels.paths import Samples
-
 DTYPES = (torch.float16, torch.bfloat16)
-CAPABILITY = (8, 0)
 # Groups of which more than two weights are kept. Random masks of 40 % have that many: half as many steps again, of half
 # the cost of dense ones.
 MAX_OVERFULL = 0.2
 
 
-class CudaBackend(Backend):
+class CudaBackend(GpuBackend):
     name = "cuda"
     format = "2:4"
 
@@ -34,18 +30,7 @@ class CudaBackend(Backend):
         why = two_four_ops.missing() or native.cuda_missing()
         return Verdict(why is None, why or "")
 
-    def supports(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Verdict:
-        if device.type != "cuda":
-            return not_on(device)
-        if not (available := self.available()):
-            return available
-        if (capability := torch.cuda.get_device_capability(device)) < CAPABILITY:
-            version = ".".join(map(str, capability))
-            return Verdict(False, f"sparse tensor cores need compute capability 8.0, this GPU has {version}")
-        return self.computes(geometry, dtype)
-
     def computes(self, geometry: Geometry, dtype: torch.dtype) -> Verdict:
-        """Whether the kernels can run this convolution, wherever that may be."""
         if dtype not in DTYPES:
             name = str(dtype).removeprefix("torch.")
             return Verdict(False, f"sparse tensor cores take float16 and bfloat16, not {name}")
@@ -80,67 +65,16 @@ class CudaBackend(Backend):
         slots = max(density, 0.5)
         return layer_us(geometry, input_shape, device, dtype, OWN, arithmetic=slots, weights=slots + 1 / 16)
 
-    def bind(
-        self,
-        packed: TwoFourWeight,
-        geometry: Geometry,
-        path: str | float,
-        scale: Tensor | None,
-        bias: Tensor | None,
-        relu: bool,
-        affine: Affine | None = None,
-        tile: int = -1,
-    ) -> Run:
-        """As the base class says; ``tile`` is an index into ``two_four_ops.TILES``, to measure one."""
-        call = _bind(packed, geometry, path, scale, bias, relu, affine, tile)
-        return lambda x, residual: call(x, residual, None, None)
-
-    def runs_samples(self, packed: TwoFourWeight) -> bool:
-        return len(packed.paths) == 2
-
-    def bind_samples(
-        self,
-        packed: TwoFourWeight,
-        geometry: Geometry,
-        scale: Tensor | None,
-        bias: Tensor | None,
-        relu: bool,
-        affine: Affine | None = None,
-        tile: int = -1,
-    ) -> SampleRun:
-        call = _bind(packed, geometry, packed.paths[1], scale, bias, relu, affine, tile)
-
-        def run(x: Tensor, residual: Tensor | None, samples: Samples) -> Result:
-            return call(x, residual, samples.order, samples.first)
-
-        return run
-
-
-def _bind(
-    packed: TwoFourWeight,
-    geometry: Geometry,
-    path: str | float,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    relu: bool,
-    affine: Affine | None,
-    tile: int,
-) -> Callable[..., Result]:
-    ops = torch.ops.smart_kernels
-    op = (ops.sparse_conv2d_two_four if affine is None else ops.sparse_conv2d_affine_two_four).default
-    scale, bias = (None if each is None else each.float() for each in (scale, bias))
-    runs = packed.runs(path)
-    if runs is not None and tile >= len(two_four_ops.TILES):
-        tile = -1  # kernels of other generations read all columns
-    last_arguments: tuple[object, ...] = (tile, runs)
-    if affine is not None:
-        last_arguments = (affine.scale.float(), affine.bias.float(), affine.relu, *last_arguments)
-    operand, numbers = packed.operand(path), geometry.numbers
-
-    def run(x: Tensor, residual: Tensor | None, order: Tensor | None, first: Tensor | None) -> Result:
-        return op(x, *operand, numbers, scale, bias, residual, relu, order, first, *last_arguments)
-
-    return guarded(run, packed)
+    def launch(
+        self, packed: TwoFourWeight, geometry: Geometry, path: str | float, with_affine: bool, schedule: int | None
+    ) -> Launch:
+        """As the base class says; ``schedule`` is an index into ``two_four_ops.TILES``."""
+        ops = torch.ops.smart_kernels
+        operator = (ops.sparse_conv2d_affine_two_four if with_affine else ops.sparse_conv2d_two_four).default
+        tile, runs = -1 if schedule is None else schedule, packed.runs(path)
+        if runs is not None and tile >= len(two_four_ops.TILES):
+            tile = -1  # kernels of other generations read all columns
+        return Launch(operator, (*packed.operand(path), geometry.numbers), (tile, runs))
 
 
 def overfull_share(mask: Tensor) -> float:

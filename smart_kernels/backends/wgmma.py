@@ -67,9 +67,9 @@ class WgmmaBackend(CudaBackend):
         bias: Tensor | None,
         relu: bool,
         affine: Affine | None = None,
-        tile: int = -1,
+        schedule: int | None = None,
     ) -> Run:
-        """As the base class says; a ``tile`` of -1 takes the one that has no more channels than there are."""
-        if tile < 0:
-            tile = len(two_four_ops.TILES) + (packed.slabs <= 2)
-        return super().bind(packed, geometry, path, scale, bias, relu, affine, tile)
+        """As the base class says; left to itself it takes the tile that has no more channels than there are."""
+        if schedule is None:
+            schedule = len(two_four_ops.TILES) + (packed.slabs <= 2)
+        return super().bind(packed, geometry, path, scale, bias, relu, affine, schedule)

@@ -16,7 +16,7 @@ CASE = LayerCase(16, 32, 3, 1, 6, batch=2, density=0.3)
 
 
 def put_in_place(monkeypatch, factor):
-    def bind(self, packed, geometry, path, scale, bias, relu, affine, tile):
+    def bind(self, packed, geometry, path, scale, bias, relu, affine, schedule):
         def run(x, residual):
             padding = (geometry.padding[0], geometry.padding[2])
             weight = packed.dense(path).float()
