@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smart.grouping import group_count, group_norms
 from smart_kernels.paths import PATHS
-from smart_kernels.patterns import NM, VNM, Pattern
+from smart_kernels.patterns import NM, VNM, Coupled, Pattern
 
 # How many groups each layer keeps, given the layers' weights, their pattern, how many groups each has, and the density.
 Allocation = Callable[[Sequence[Tensor], Pattern, Sequence[int], float], list[int]]
@@ -46,6 +46,10 @@ def check_allocation(allocation: str, pattern: Pattern) -> None:
         raise ValueError(
             f"allocation is {allocation!r}: with pattern {pattern} every layer keeps {pattern.n} of {pattern.m} "
             "weights, so take 'uniform'"
+        )
+    if isinstance(pattern, Coupled) and allocation != "uniform":
+        raise ValueError(
+            f"allocation is {allocation!r}: with pattern {pattern} no layer has channels of its own, so take 'uniform'"
         )
 
 

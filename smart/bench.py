@@ -58,13 +58,14 @@ def benchmark(
     """
     names = _check(batches, paths, peers, sparse, example)
     twins = {path: dense_twin_of(model, path) for path in paths}
+    case = {"network": network, "pattern": _pattern(model, sparse)}
     rows: list[dict[str, Any]] = []
     for batch in progress(batches) if progress else batches:
         x = example.repeat(-(-batch // len(example)), 1, 1, 1)[:batch].contiguous()
         runners = {(name, paths[0]): dense_peers.make(name, twins[paths[0]], x) for name in names}
         mode = _capture(sparse, x, paths)
         runners |= {(SPARSE, path): Ready(partial(sparse, path=path), mode) for path in paths}
-        rows += _time_batch(runners, x, twins, sparse, budget_s, network)
+        rows += _time_batch(runners, x, twins, sparse, budget_s, case)
     return rows
 
 
@@ -74,7 +75,7 @@ def _time_batch(
     twins: dict[str, nn.Module],
     sparse: SparseModel,
     budget_s: float,
-    network: str,
+    case: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     calls = {runner: partial(ready.call, x) for runner, ready in runners.items()}
     with torch.inference_mode():
@@ -88,7 +89,6 @@ def _time_batch(
         memory = _memory(runners, x, twins, sparse)
         seconds = interleave(calls, budget_s)
     report = sparse.report()
-    patterns = {row["pattern"] for row in report if row["pattern"] != "dense"}
     weights = sum(row["weights"] for row in report)
     density = {path: sum(row["density"][path] * row["weights"] for row in report) / weights for path in twins}
     backends = "+".join(sorted({row["backend"] for row in report}))
@@ -99,8 +99,7 @@ def _time_batch(
         weight_bytes, peak_bytes = memory[name, path]
         rows.append(
             {
-                "network": network,
-                "pattern": "/".join(sorted(patterns)) or "dense",
+                **case,
                 "density": round(density[path], 4),
                 "batch": len(x),
                 "dtype": str(dtype).removeprefix("torch."),
@@ -119,6 +118,14 @@ def _time_batch(
             }
         )
     return rows
+
+
+def _pattern(model: nn.Module, sparse: SparseModel) -> str:
+    """The patterns of the layers that have one."""
+    patterns = {row["pattern"] for row in sparse.report() if row["pattern"] != "dense"}
+    if patterns == {"channel"} and getattr(model, "pattern", "") == "coupled":
+        return "coupled"  # no layer by itself shows it
+    return "/".join(sorted(patterns)) or "dense"
 
 
 def _dtype(runner: str, x: Tensor) -> torch.dtype:

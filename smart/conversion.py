@@ -16,6 +16,7 @@ from smart.conditioning import (
     SwitchedBatchNorm2d,
     conditioned_norms,
 )
+from smart.coupled_masks import CoupledLayers, apply_coupled_masks
 from smart.layer_policy import select_layers
 from smart.layers import DualBatchNorm2d, SmartConv2d, SmartNet, smart_convs
 from smart.mask_plan import MaskPlan
@@ -23,10 +24,12 @@ from smart.masks import apply_random_masks, one_mask
 from smart.methods import Method, find_method, read_plan
 from smart.seeds import derive_seed, seeded
 from smart.stages import find_stages, stage_of_each
+from smart_kernels.coupling import Stream, find_streams
+from smart_kernels.patterns import Channel, Coupled
 
 
 class PatternWarning(UserWarning):
-    """Layers stay dense because their channels do not divide by the pattern."""
+    """Layers stay dense because their channels do not divide by the pattern, or are not coupled as it wants."""
 
 
 def convert(
@@ -58,8 +61,9 @@ def convert(
         density: the part of the masked layers' weights that lives, in (0, 1]; a number, or {"clean": d, "adv": d}.
             Default: 0.2; for N:M and V:N:M n/m, and nothing else is accepted.
         pattern: of the masks: ``"unstructured"``, N:M such as ``"2:4"``, V:N:M such as ``"64:2:8"``,
-            ``"block:64x16"`` or ``"channel"``. A layer whose channels do not divide by it stays dense, with a warning
-            that names it.
+            ``"block:64x16"``, ``"channel"``, or ``"coupled"``, channels that all layers agree on whose outputs are
+            added or that read them. A layer whose channels do not divide by it stays dense, with a warning
+            that names it; a network that cannot be traced gets ``"channel"`` for ``"coupled"``, with a warning.
         overlap: ``"independent"`` (or ``"free"``), ``"disjoint"``, ``"shared"``, ``"nested"``, or the wanted
             |clean & adv| / min(|clean|, |adv|) as a number in [0, 1]. All but the first hold throughout training
             (so disjoint masks that fill a layer cannot move).
@@ -74,7 +78,7 @@ def convert(
         dedicated_layers: those with a mask for each path, chosen alike, or ``"none"``; others have one for both.
         stages: names of the modules that are the network's stages, in their order; default: the children of
             ``.stages``, or ``.layer1``, ``.layer2`` ...
-        strict: a layer whose channels do not divide is an error.
+        strict: a layer whose channels do not divide is an error, and so is a network that cannot be traced.
         method: that the network will be trained by; those without masks take no choice of masks.
 
     Raises:
@@ -121,9 +125,14 @@ def convert(
         net = _replace_layers(net, how, chosen if how.masks else set(), stage, names)
     for name, layer in smart_convs(net).items():
         layer.shares_mask = name not in dedicated or one_mask(plan.overlap, plan.density)
-    if how.masks:
-        apply_random_masks(smart_convs(net), plan.density, plan.overlap, seed, plan.pattern, plan.allocation)
-    smart = SmartNet(net, mean, std, None, str(plan.pattern), plan.overlap, len(names), method, how.film)
+    pattern = plan.pattern
+    streams = _streams(net, strict) if how.masks and isinstance(pattern, Coupled) else None
+    if streams is not None:
+        apply_coupled_masks(CoupledLayers(smart_convs(net), streams), plan.density, plan.overlap, seed)
+    elif how.masks:
+        pattern = Channel() if isinstance(pattern, Coupled) else pattern
+        apply_random_masks(smart_convs(net), plan.density, plan.overlap, seed, pattern, plan.allocation)
+    smart = SmartNet(net, mean, std, None, str(pattern), plan.overlap, len(names), method, how.film)
     smart.training = module.training
     return smart
 
@@ -143,6 +152,25 @@ def _dividing(convs: Mapping[str, nn.Conv2d], plan: MaskPlan, strict: bool) -> s
             raise ValueError(f"{message}. Take a pattern that divides them, or choose others by masked_layers")
         warnings.warn(f"{message}. They stay dense", PatternWarning, stacklevel=3)
     return convs.keys() - misfits.keys()
+
+
+def _streams(net: nn.Module, strict: bool) -> list[Stream] | None:
+    """The streams of the layers' channels; None, with a warning, if the network cannot be traced.
+
+    Raises:
+        ValueError: so it is, and ``strict``.
+    """
+    try:
+        return find_streams(net)
+    except Exception as error:
+        message = (
+            f"which channels are coupled cannot be told, as the network cannot be traced ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''})"
+        )
+        if strict:
+            raise ValueError(f"{message}. Take pattern 'channel', or a forward that torch.fx can trace") from error
+        warnings.warn(f"{message}. Each layer gets channels of its own: pattern 'channel'", PatternWarning, 3)
+        return None
 
 
 def _replace_layers(

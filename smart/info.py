@@ -22,6 +22,7 @@ from smart.text import align
 from smart.version import __version__
 from smart_kernels import native
 from smart_kernels.backends import BACKENDS
+from smart_kernels.patterns import SPELLINGS
 
 OPTIONAL = {
     "scikit-learn": "the digits of smart demo",
@@ -36,7 +37,7 @@ OPTIONAL = {
 }
 WORDS = {
     "method": ", ".join(METHODS),
-    "pattern": "unstructured, N:M such as 2:4, V:N:M such as 64:2:8, block:KxC such as block:64x16, channel",
+    "pattern": SPELLINGS,
     "allocation": ", ".join(ALLOCATIONS),
     "overlap": f"{', '.join(OVERLAPS)}, or a fraction",
     "masked_layers": f"{', '.join(word for word in LAYER_WORDS if word != 'none')}, names, regular expressions",

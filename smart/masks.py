@@ -124,14 +124,12 @@ def random_masks(
     grid = group_mask(torch.empty(shape, dtype=torch.bool, device="meta"), pattern).shape
     counts = {path: max(1, round(density[path] * groups)) for path in PATHS}
     return {
-        path: spread(mask.reshape(grid), pattern) for path, mask in _pick(groups, counts, overlap, generator).items()
+        path: spread(mask.reshape(grid), pattern) for path, mask in pick(groups, counts, overlap, generator).items()
     }
 
 
-def _pick(
-    groups: int, counts: Mapping[str, int], overlap: str | float, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Flat masks (groups,) of both paths, of so many ones each."""
+def pick(groups: int, counts: Mapping[str, int], overlap: str | float, generator: torch.Generator) -> dict[str, Tensor]:
+    """Flat random masks (groups,) of both paths, of so many ones each, with an overlap of :func:`check_overlap`."""
     order = torch.randperm(groups, generator=generator)
     clean, adv = (counts[path] for path in PATHS)
     chosen = {"clean": order[:clean]}
@@ -167,7 +165,7 @@ def _nm_masks(
     if overlap == "independent":
         masks["adv"] = places() < pattern.n
     else:
-        # As in _pick, windows of one order in each group; what is left of the common weights, one in some groups.
+        # As in pick, windows of one order in each group; what is left of the common weights, one in some groups.
         groups = place[:, :, 0].numel()
         total = round(_fraction(overlap) * pattern.n * groups)
         common = torch.full((groups,), total // groups)

@@ -41,6 +41,7 @@ from smart.readers import (
 from smart.rewire import METHODS as REWIRE
 from smart.rewire import REDISTRIBUTE, SCHEDULES, check_method
 from smart_kernels.files import write_text
+from smart_kernels.patterns import SPELLINGS
 
 FILE_NAME = "settings.yaml"
 
@@ -80,7 +81,7 @@ MODEL: dict[str, Setting] = {
     ),
     "pattern": Setting(
         pattern,
-        "of the masks: unstructured, N:M such as 2:4, V:N:M such as 64:2:8, block:KxC such as block:64x16, channel",
+        f"of the masks: {SPELLINGS}",
         "unstructured",
     ),
     "overlap": Setting(

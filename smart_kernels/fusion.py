@@ -86,8 +86,8 @@ class _NoteShapes(fx.Interpreter):
         return result
 
 
-def capture(model: nn.Module, example: Tensor) -> fx.GraphModule:
-    """Traces a model of one image batch into a graph whose inputs are ``x`` and the path, with shapes noted.
+def trace(model: nn.Module) -> fx.GraphModule:
+    """The graph of a model of one image batch, called with it alone.
 
     Raises:
         Exception: whatever tracing met that a graph cannot express; the message says what.
@@ -106,12 +106,21 @@ def capture(model: nn.Module, example: Tensor) -> fx.GraphModule:
         if node.op == "call_module" and not node.args and len(node.kwargs) == 1:
             # A layer called by keyword, conv(input=x): from here on inputs are positional.
             node.args, node.kwargs = tuple(node.kwargs.values()), {}
-    traced = fx.GraphModule(model, graph)
+    return fx.GraphModule(model, graph)
+
+
+def capture(model: nn.Module, example: Tensor) -> fx.GraphModule:
+    """Traces a model of one image batch into a graph whose inputs are ``x`` and the path, with shapes noted.
+
+    Raises:
+        Exception: as for :func:`trace`, or what the model raises for the example.
+    """
+    traced = trace(model)
     with torch.no_grad():
         _NoteShapes(traced).run(example)
-    x = next(node for node in graph.nodes if node.op == "placeholder")
-    with graph.inserting_after(x):
-        graph.placeholder(PATH)
+    x = next(node for node in traced.graph.nodes if node.op == "placeholder")
+    with traced.graph.inserting_after(x):
+        traced.graph.placeholder(PATH)
     return traced
 
 

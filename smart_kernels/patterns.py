@@ -143,13 +143,26 @@ class Channel:
         return None
 
 
-Pattern = Unstructured | NM | VNM | Block | Channel
+@dataclass(frozen=True)
+class Coupled(Channel):
+    """Channels whose layers agree on them: all that write into a sum, and all that read it, keep the same ones.
+
+    Of one layer it asks no more than :class:`Channel`; which layers are coupled :mod:`smart_kernels.coupling` finds.
+    The name is that of structural pruning, as in DepGraph (Fang et al., arXiv 2301.12900).
+    """
+
+    def __str__(self) -> str:
+        return "coupled"
+
+
+Pattern = Unstructured | NM | VNM | Block | Channel | Coupled
+SPELLINGS = "unstructured, N:M such as 2:4, V:N:M such as 64:2:8, block:KxC such as block:64x16, channel, coupled"
 
 
 def parse(text: str | Pattern) -> Pattern:
     """Reads a pattern's spelling: ``"unstructured"``, ``"2:4"``, ``"64:2:8"``, ``"block:64x16"`` or ``"channel"``.
 
-    ``"channels"`` is read too.
+    Also ``"coupled"``, and ``"channels"`` for ``"channel"``.
 
     Raises:
         ValueError: any other text.
@@ -160,6 +173,8 @@ def parse(text: str | Pattern) -> Pattern:
         return Unstructured()
     if text in ("channel", "channels"):
         return Channel()
+    if text == "coupled":
+        return Coupled()
     if match := re.fullmatch(r"(\d+):(\d+)", text):
         return NM(int(match[1]), int(match[2]))
     if match := re.fullmatch(r"(\d+):(\d+):(\d+)", text):
@@ -168,7 +183,7 @@ def parse(text: str | Pattern) -> Pattern:
         return Block(int(match[1]), int(match[2]))
     raise ValueError(
         f"unknown pattern {text!r}: accepted are 'unstructured', 'N:M' such as '2:4', "
-        "'V:N:M' such as '64:2:8', 'block:KxC' such as 'block:64x16', and 'channel'"
+        "'V:N:M' such as '64:2:8', 'block:KxC' such as 'block:64x16', 'channel', and 'coupled'"
     )
 
 

@@ -54,7 +54,9 @@ def move_groups(turns: Sequence[Turn], pattern: Pattern, rate: float, redistribu
     """New masks where any set of groups may live: of single weights, or of blocks."""
     alive = [group_mask(turn.mask, pattern) for turn in turns]
     norms = [(group_norms(turn.weight, pattern), group_norms(turn.momentum, pattern)) for turn in turns]
-    for regions in _regions([None if turn.other is None else group_mask(turn.other, pattern) for turn in turns], alive):
+    for regions in regions_of(
+        [None if turn.other is None else group_mask(turn.other, pattern) for turn in turns], alive
+    ):
         parts = [Part(*norm, a, region) for norm, a, region in zip(norms, alive, regions, strict=True)]
         alive = exchange(parts, rate, redistributes)
     return [spread(a, pattern) for a in alive]
@@ -71,7 +73,7 @@ def _move_one_within(turn: Turn, pattern: NM, rate: float) -> Tensor:
         return tensor.unflatten(1, (-1, pattern.m)).movedim(2, -1)
 
     alive = grouped(turn.mask)
-    for (region,) in _regions([None if turn.other is None else grouped(turn.other)], [alive]):
+    for (region,) in regions_of([None if turn.other is None else grouped(turn.other)], [alive]):
         part = Part(grouped(turn.weight).abs(), grouped(turn.momentum).abs(), alive, region)
         alive = exchange_within(part, rate)
     return alive.movedim(-1, 2).flatten(1, 2).contiguous()
@@ -116,7 +118,7 @@ def _move_one_by_channels(turn: Turn, rate: float) -> Tensor:
         reached = kept[1][None, :, None, None] if side == 0 else kept[0][:, None, None, None]
         magnitude, momentum = (_channel_norms(each * reached, side) for each in (turn.weight, turn.momentum))
         other = None if turn.other is None else _channels(turn.other, side)
-        for (region,) in _regions([other], [kept[side]]):
+        for (region,) in regions_of([other], [kept[side]]):
             (kept[side],) = exchange([Part(magnitude, momentum, kept[side], region)], rate, redistributes=False)
     return (kept[0][:, None, None, None] & kept[1][None, :, None, None]).expand_as(turn.mask).contiguous()
 
@@ -140,8 +142,11 @@ MOVES: dict[type, Callable[[Sequence[Turn], Pattern, float, bool], list[Tensor]]
 }
 
 
-def _regions(others: Sequence[Tensor | None], alive: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Where groups of each layer may be exchanged: everywhere, or inside the other path's mask and then outside."""
+def regions_of(others: Sequence[Tensor | None], alive: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Where groups of each layer may be exchanged: everywhere, or inside the other path's mask and then outside.
+
+    ``others`` are the groups that live on the other path if the overlap with it is to be kept, else None.
+    """
     if any(other is None for other in others):
         return [[torch.ones_like(a) for a in alive]]
     return [list(others), [~other for other in others]]

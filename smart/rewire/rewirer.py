@@ -8,15 +8,21 @@ reconstruction from its authors' earlier code, not their word. Patterns of group
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from smart.coupled_masks import CoupledLayers
 from smart.layers import SmartConv2d, smart_convs
+from smart.rewire.coupled import move_streams, start_rows
 from smart.rewire.methods import METHODS, SCHEDULES, check_method
 from smart.rewire.moves import MOVES, Turn
+from smart.seeds import derive_seed
 from smart_kernels import patterns
+from smart_kernels.coupling import Stream, find_streams
 from smart_kernels.paths import PATHS
+from smart_kernels.patterns import Coupled
 
 
 class Rewirer:
@@ -75,6 +81,9 @@ class Rewirer:
         self._layers = smart_convs(model)
         if not self._layers:
             raise ValueError(f"{type(model).__name__} has no masked convolutions: make it with create_model or convert")
+        self._coupled: CoupledLayers | None = None
+        if isinstance(self._pattern, Coupled):
+            self._coupled = CoupledLayers(self._layers, find_streams(model))
         self._keeps_overlap = getattr(model, "overlap", "independent") != "independent"
         self._optimizer = optimizer
         self._decay = momentum if METHODS[method].remembers else 0.0
@@ -120,7 +129,8 @@ class Rewirer:
         :func:`smart.rewire.moves.exchange` says what moves where. Layers whose masks are one for both paths move once,
         by the sum of both paths' momenta, and trade density among themselves only.
 
-        A weight alive in the other path keeps its value when pruned or regrown in this one; others regrow from zero.
+        A weight alive in the other path keeps its value when pruned or regrown in this one; others regrow from zero,
+        but for coupled channels as :func:`smart.rewire.coupled.start_rows` says.
 
         Args:
             progress: the part of training that is done, in [0, 1].
@@ -134,39 +144,65 @@ class Rewirer:
         moved = dict.fromkeys(PATHS, 0)
         if not (rate := self.rate(progress)):
             return moved
-        dedicated = [name for name, layer in self._layers.items() if not layer.shares_mask]
-        shared = [name for name, layer in self._layers.items() if layer.shares_mask]
-        for names, paths in ((dedicated, PATHS[:1]), (dedicated, PATHS[1:]), (shared, PATHS)):
-            if names:
-                count = self._take_turn(names, paths, rate)
-                moved |= {path: moved[path] + count for path in paths}
+        if self._coupled is None:
+            units, shares_mask = list(self._layers), lambda name: self._layers[name].shares_mask
+            move = self._move_layers
+        else:
+            units, shares_mask = self._coupled.streams, self._coupled.shares_mask
+            move = partial(self._move_streams, progress=progress)
+        dedicated = [unit for unit in units if not shares_mask(unit)]
+        shared = [unit for unit in units if shares_mask(unit)]
+        for members, paths in ((dedicated, PATHS[:1]), (dedicated, PATHS[1:]), (shared, PATHS)):
+            if members:
+                for path, count in move(members, paths, rate).items():
+                    moved[path] += count
         return moved
 
-    def _take_turn(self, names: Sequence[str], paths: Sequence[str], rate: float) -> int:
-        """Moves the masks of one path, or those that are one for both, in these layers; returns how many weights."""
+    def _move_layers(self, names: Sequence[str], paths: Sequence[str], rate: float) -> dict[str, int]:
+        """Moves the masks of one path, or those that are one for both, in these layers."""
         turns = [self._turn(name, paths) for name in names]
         masks = MOVES[type(self._pattern)](turns, self._pattern, rate, self._redistributes)
-        moved = 0
-        for name, turn, mask in zip(names, turns, masks, strict=True):
-            layer = self._layers[name]
-            moved += int((turn.mask & ~mask).count_nonzero())
-            for path in paths:
-                layer.set_mask(path, mask)
+        return self._set_masks({path: dict(zip(names, masks, strict=True)) for path in paths})
+
+    def _move_streams(
+        self, streams: Sequence[Stream], paths: Sequence[str], rate: float, progress: float
+    ) -> dict[str, int]:
+        """Moves the channels of one path, or those that are one for both, in these streams."""
+        momenta = {name: self._momentum_of(name, paths) for name in self._layers}
+        kept, regrown = move_streams(self._coupled, streams, paths, momenta, rate, self._keeps_overlap)
+        masks = {path: {name: self._coupled.mask(name, kept[path]) for name in self._layers} for path in paths}
+        for path in paths:
+            # Drawn alike in all processes, and by a run that goes on.
+            start_rows(self._coupled, regrown, masks[path], derive_seed("rows", progress, path))
+        return self._set_masks(masks)
+
+    def _set_masks(self, masks: Mapping[str, Mapping[str, Tensor]]) -> dict[str, int]:
+        """Gives layers new masks, by path and name; returns how many weights each path drops."""
+        moved = dict.fromkeys(masks, 0)
+        for path, layers in masks.items():
+            for name, mask in layers.items():
+                moved[path] += int((self._layers[name].masks[path] & ~mask).count_nonzero())
+                self._layers[name].set_mask(path, mask)
+        for name in next(iter(masks.values())):
             # Before the other path's turn, so that what it regrows here finds nothing of what this path has dropped.
+            layer = self._layers[name]
             layer.weight.mul_(layer.union())
             self._forget_dead(layer)
         return moved
 
     def _turn(self, name: str, paths: Sequence[str]) -> Turn:
-        layer = self._layers[name]
+        layer, momentum = self._layers[name], self._momentum_of(name, paths)
+        (other,) = [path for path in PATHS if path not in paths] or [None]
+        keeps = self._keeps_overlap and other is not None
+        return Turn(layer.weight, momentum, layer.masks[paths[0]], layer.masks[other].clone() if keeps else None)
+
+    def _momentum_of(self, name: str, paths: Sequence[str]) -> Tensor:
         momentum = sum(self._momentum[name][path] for path in paths)
         if not bool(momentum.isfinite().all()):
             raise RuntimeError(
                 f"the gradients of path {paths[0]!r} hold NaN or infinity: lower the learning rate or clip them"
             )
-        (other,) = [path for path in PATHS if path not in paths] or [None]
-        keeps = self._keeps_overlap and other is not None
-        return Turn(layer.weight, momentum, layer.masks[paths[0]], layer.masks[other].clone() if keeps else None)
+        return momentum
 
     def _forget_dead(self, layer: SmartConv2d) -> None:
         """Clears the optimizer's memory of weights dead in both paths, which would move them when they regrow."""

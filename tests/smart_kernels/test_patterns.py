@@ -4,7 +4,9 @@ import torch
 from smart_kernels import patterns
 
 
-@pytest.mark.parametrize("text", ["unstructured", "2:4", "1:4", "4:8", "64:2:8", "block:64x16", "block:1x1", "channel"])
+@pytest.mark.parametrize(
+    "text", ["unstructured", "2:4", "1:4", "4:8", "64:2:8", "block:64x16", "block:1x1", "channel", "coupled"]
+)
 def test_spellings_round_trip(text):
     assert str(patterns.parse(text)) == text
     assert patterns.parse(patterns.parse(text)) == patterns.parse(text)

@@ -20,6 +20,14 @@ def test_bench_of_a_checkpoint_and_of_a_name(checkpoint, tmp_path, smart):
     assert code == 0 and "3x8x8 images" in out
 
 
+@pytest.mark.parametrize("pattern", ["channel", "coupled"])
+def test_rows_name_the_pattern_that_was_asked_for(pattern, tmp_path, smart):
+    quick = ["--image-shape", 3, 8, 8, "--batches", 1, "--budget", 0, "--no-progress", "--json", tmp_path / "b.json"]
+    code, _, _ = smart("bench", "tiny", "--pattern", pattern, *quick)
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert code == 0 and {row["pattern"] for row in rows} == {pattern}
+
+
 def test_bench_in_another_dtype(tmp_path, smart):
     quick = ["--image-shape", 3, 8, 8, "--batches", 1, "--budget", 0, "--no-progress", "--json", tmp_path / "b.json"]
     code, _, _ = smart("bench", "tiny", "--dtype", "bfloat16", *quick)

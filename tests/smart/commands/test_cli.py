@@ -56,6 +56,8 @@ def test_stopped_elsewhere(smart, monkeypatch):
         (["train", "--pattern", "2:4", "--density", "0.2"], ["density is 0.2", "2:4", "0.5"]),
         (["train", "--pattern", "2:4", "--allocation", "erk"], ["erk", "2:4", "uniform"]),
         (["train", "--pattern", "channel", "--overlap", "disjoint"], ["channel", "nested"]),
+        (["train", "--pattern", "coupled", "--overlap", "0.5"], ["coupled", "nested"]),
+        (["train", "--pattern", "coupled", "--allocation", "erk"], ["erk", "coupled", "uniform"]),
         (["train", "--pattern", "channel", "--redistribute", "momentum"], ["momentum", "channel", "none"]),
         (["train", "--rewire", "rigl", "--redistribute", "momentum"], ["rigl", "momentum"]),
         (["train", "--rewire", "often"], ["often", "sparse_momentum", "rigl", "static"]),
