@@ -109,9 +109,8 @@ class Builder:
         elif "quantized" in type(module).__module__:
             why = "it is quantized"
         elif isinstance(module, nn.modules.conv._ConvNd) and has_zeros(module, self.paths):
-            why = (
-                f"there are kernels for nn.Conv2d and nn.Linear as torch has them, not for this {type(module).__name__}"
-            )
+            kind = type(module).__name__ + (f" of {module.weight.dtype}" if module.weight.is_complex() else "")
+            why = f"there are kernels for nn.Conv2d and nn.Linear as torch has them, not for this {kind}"
         weight = getattr(module, "weight", None)
         if why is not None and weight is not None and not any(row.name == name for row in self.rows):
             self.leave(name, module, why)

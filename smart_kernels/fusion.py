@@ -89,6 +89,8 @@ class _NoteShapes(fx.Interpreter):
 def trace(model: nn.Module) -> fx.GraphModule:
     """The graph of a model of one image batch, called with it alone.
 
+    Tensors that ``forward`` makes anew at each call, as with torch.arange, become attributes of ``model``.
+
     Raises:
         Exception: whatever tracing met that a graph cannot express; the message says what.
     """
@@ -101,6 +103,9 @@ def trace(model: nn.Module) -> fx.GraphModule:
         graph = tracer.trace(root)
     for node in graph.nodes:
         node.type = None  # an annotation, of no use here; as text it could not be pickled
+        if node.op == "get_attr" and not node.target.startswith("model."):
+            # A tensor that forward makes of no input: the tracer keeps it on its root.
+            setattr(model, node.target, getattr(root, node.target))
         if node.op in ("call_module", "get_attr"):
             node.target = node.target.removeprefix("model.")
         if node.op == "call_module" and not node.args and len(node.kwargs) == 1:

@@ -36,7 +36,10 @@ class GraphBuilder(Builder):
                 node.replace_all_uses_with(node.args[0])
                 self.graph.erase_node(node)
         for node in self._calls():
-            if self.is_replaceable(node.target, self.modules[node.target]):
+            module = self.modules[node.target]
+            if self._is_read(node.target) and self.is_replaceable(node.target, module):
+                self.leave(node.target, module, "the network also uses its weight by other ways than calling it")
+            elif self.is_replaceable(node.target, module):
                 self._fuse(node)
         self._note_uncalled()
         self.check_refusals()
@@ -53,9 +56,12 @@ class GraphBuilder(Builder):
         """Writes rows of layers whose weights the network uses otherwise than by calling them."""
         told = {row.name for row in self.rows}
         for name, module in self.model.named_modules():
-            used = any(node.op == "get_attr" and node.target.startswith(f"{name}.") for node in self.graph.nodes)
-            if used and name not in told and self.is_replaceable(name, module):
+            if name not in told and self._is_read(name) and self.is_replaceable(name, module):
                 self.leave(name, module, "the network uses its weight by other ways than calling it")
+
+    def _is_read(self, name: str) -> bool:
+        """Whether the network itself reads a tensor of the module of that name."""
+        return any(node.op == "get_attr" and node.target.startswith(f"{name}.") for node in self.graph.nodes)
 
     def _calls(self) -> list[fx.Node]:
         """The nodes that call modules of the original."""

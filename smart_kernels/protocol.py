@@ -15,6 +15,8 @@ stage can run on a path of its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -32,14 +34,15 @@ def is_conv(module: nn.Module) -> bool:
     if hasattr(module, "masks"):
         return module.weight.dim() == 4
     plain = isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
-    return plain and type(module.weight) in (Tensor, nn.Parameter)
+    return plain and type(module.weight) in (Tensor, nn.Parameter) and module.weight.is_floating_point()
 
 
 def is_linear(module: nn.Module) -> bool:
     """A plain nn.Linear, or a masked one by protocol."""
     if hasattr(module, "masks"):
         return module.weight.dim() == 2
-    return type(module) is nn.Linear and type(module.weight) in (Tensor, nn.Parameter)
+    plain = type(module) is nn.Linear and type(module.weight) in (Tensor, nn.Parameter)
+    return plain and module.weight.is_floating_point()
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -65,16 +68,22 @@ def paths_of(model: nn.Module) -> tuple[str, ...]:
     """The path names the model's masks and norms agree on; one path for a network that has neither.
 
     Raises:
-        ValueError: they do not agree.
+        ValueError: they do not agree, or name no path.
     """
-    found = {
-        tuple(getattr(m, "masks", None) or m.norms)
-        for m in model.modules()
-        if hasattr(m, "masks") or hasattr(m, "norms")
-    }
+    found = set()
+    for name, module in model.named_modules():
+        for kind in ("masks", "norms"):
+            if hasattr(module, kind):
+                found.add(_names(getattr(module, kind), f"{name}.{kind}".removeprefix(".")))
     if len(found) > 1:
         raise ValueError(f"modules of the model disagree on the paths' names: {sorted(found)}; all must have the same")
     return found.pop() if found else PATHS[:1]
+
+
+def _names(entries: Mapping[str, object], what: str) -> tuple[str, ...]:
+    if not isinstance(entries, (Mapping, nn.ModuleDict)) or not len(entries):
+        raise ValueError(f"{what} is {entries!r}: a dict is needed, path -> mask or norm; or no such attribute")
+    return tuple(entries)
 
 
 def stage_of(module: nn.Module) -> int:

@@ -70,7 +70,8 @@ def ways_of(net: fx.GraphModule, path: Path, example: Tensor, move: bool, compac
 def may_rewrite(x: Tensor) -> bool:
     """Whether another form of the network may take this input: no gradients, and no part of a larger graph."""
     follows = x.requires_grad and torch.is_grad_enabled()
-    if follows or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.maybe_current_level()
+    if follows or traced or x.is_meta or torch.is_autocast_enabled(x.device.type):
         return False
     return x.dim() == 4
 
