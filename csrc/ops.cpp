@@ -30,8 +30,8 @@ Results convolve(const Tensor& x, const Tensor& values, const Tensor& codes, con
   const cpu::Kernels* kernels = cpu::find_kernels(isa.c_str());
   SMART_CHECK(kernels != nullptr, "this library or machine has no '", isa, "' kernels: see cpu_isas()");
   SMART_CHECK(geometry.size() == 13, "geometry has ", geometry.size(), " numbers: 13 are needed");
-  SMART_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float, "input has shape ", shape_of(x),
-              ": float32 (N, C, H, W) is needed");
+  SMART_CHECK(x.dim() == 4, "input has shape ", shape_of(x), ": (N, C, H, W) is needed");
+  SMART_CHECK(x.scalar_type() == ScalarType::Float, "input is not float32, as the weights are: convert it");
   const cpu::Problem p = read_problem(x.size(0), x.size(1), x.size(2), x.size(3), geometry.data());
   const cpu::Weight w = read_weight(p, values, codes, segments, slab_channels, first_segment, last_segment);
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from torch import nn
 
@@ -119,10 +120,7 @@ class Geometry:
 
 
 def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    if len(value) == 1:
-        return int(value[0]), int(value[0])
-    if len(value) == 2:
-        return int(value[0]), int(value[1])
-    raise ValueError(f"{name} {value!r}: accepted are one number, or two (height, width)")
+    pair = (value,) if isinstance(value, (int, float)) else tuple(value)
+    if len(pair) not in (1, 2) or not all(isinstance(n, (int, Integral)) for n in pair):
+        raise ValueError(f"{name} {value!r}: accepted are one integer, or two (height, width)")
+    return int(pair[0]), int(pair[-1])

@@ -87,6 +87,8 @@ class SparseModel(nn.Module):
         Returns:
             What the original returns.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"input is a {type(x).__name__}: a tensor (N, C, H, W) is needed")
         if not isinstance(path, Tensor):
             path = paths.resolve(path, self.paths, self.stages)
         if (captured := self._captured) is not None and (key := captured.key(x, path)):

@@ -51,6 +51,8 @@ def sparse_conv2d(
     Raises:
         ValueError, TypeError: a shape, dtype, device, path or geometry that does not fit; the message says which.
     """
+    if not isinstance(packed, PackedWeight):
+        raise TypeError(f"packed is a {type(packed).__name__}: smart_kernels.pack(weight, masks) makes what is needed")
     geometry = Geometry.of(packed.shape, stride, padding, dilation, groups)
     check_operands(x, packed, geometry, residual)
     backend = backend_for(packed, x, geometry)
@@ -121,6 +123,8 @@ def per_path(
 
 def check_operands(x: Tensor, packed: PackedWeight, geometry: Geometry, residual: Tensor | None) -> None:
     """Raises ValueError or TypeError unless the input and the residual fit the convolution."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input is a {type(x).__name__}: a tensor (N, C, H, W) is needed")
     shape = geometry.output_shape(x.shape)
     values = next(packed.buffers())
     if x.dtype != values.dtype:

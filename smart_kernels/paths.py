@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def resolve(path: OnePath | Sequence[OnePath], names: Sequence[str] = PATHS, sta
         TypeError: neither a name nor a number.
     """
     if isinstance(path, (list, tuple)):
-        if len(path) != stages:
+        if not stages or len(path) != stages:
             has = f"it has {stages} stages" if stages else "it has no stages"
             raise ValueError(f"path is {path!r}, a sequence of {len(path)}, one for each stage of the network: {has}")
         each = tuple(_resolve_one(one, names) for one in path)
@@ -56,7 +57,7 @@ def _resolve_one(path: OnePath, names: Sequence[str]) -> OnePath:
         raise ValueError(
             f"unknown path {path!r}: this network has {_listing(names)}; a lambda in [0, 1] is accepted too"
         )
-    if isinstance(path, (int, float)) and not isinstance(path, bool):
+    if isinstance(path, Real) and not isinstance(path, bool):
         if not 0.0 <= path <= 1.0:
             raise ValueError(
                 f"lambda is {path}: it must lie in [0, 1], 0 for the clean path and 1 for the adversarial one"

@@ -15,12 +15,26 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from smart_kernels.protocol import is_conv, is_linear
+
 
 def private_copy(model: nn.Module) -> nn.Module:
     """A deep copy, also of modules that keep a computed tensor as an attribute, as torch.nn.utils.prune's do."""
     attributes = (value for module in model.modules() for value in vars(module).values())
     computed = (value for value in attributes if isinstance(value, Tensor) and not value.is_leaf)
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside what torch.compile, nn.DataParallel or DistributedDataParallel made of it.
+
+    A bare convolution or fully connected layer becomes a network of one layer.
+    """
+    if isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
+        return unwrapped(compiled)
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrapped(model.module)
+    return nn.Sequential(model) if is_conv(model) or is_linear(model) else model
 
 
 def settle(model: nn.Module) -> None:

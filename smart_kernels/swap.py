@@ -15,7 +15,7 @@ from smart_kernels.module_builder import ModuleBuilder
 from smart_kernels.planner import AUTO, Planner
 from smart_kernels.protocol import has_zeros, is_conv, is_linear, paths_of
 from smart_kernels.report import Report
-from smart_kernels.settle import private_copy, settle
+from smart_kernels.settle import private_copy, settle, unwrapped
 from smart_kernels.timings import SHARED, Timings
 from smart_kernels.verify import VerificationError, run_original, verify
 
@@ -84,9 +84,9 @@ def swap(
             there is nothing to swap.
         DenseFallbackError: with ``strict``, a layer with zeros has to run densely; it is a ValueError.
     """
-    _check(model, example)
+    _check(model, example, dtype)
     planner = Planner(backend, strict, measure, timings)
-    original = private_copy(model).eval().requires_grad_(False)
+    original = private_copy(unwrapped(model)).eval().requires_grad_(False)
     settle(original)
     _check_layers(original)
     if dtype is not None:
@@ -113,6 +113,8 @@ def _build(original: nn.Module, example: Tensor, planner: Planner) -> SparseMode
         except VerificationError as error:
             # A network may depend on the path, or on more than its layers, in ways that one path's graph cannot show.
             reason = f"captured as a graph it computed something else: {error}"
+        except Exception as error:
+            reason = f"captured as a graph it failed ({type(error).__name__}: {error})".splitlines()[0]
 
     def is_right(sparse: SparseModel) -> bool:
         try:
@@ -124,18 +126,32 @@ def _build(original: nn.Module, example: Tensor, planner: Planner) -> SparseMode
     return ModuleBuilder(private_copy(original), planner).build(example, reason, is_right)
 
 
-def _check(model: nn.Module, example: Tensor) -> None:
+def _check(model: nn.Module, example: Tensor, dtype: torch.dtype | None) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: a torch.nn.Module is needed")
     if not isinstance(example, Tensor) or example.dim() != 4 or not example.is_floating_point():
         given = f"a {example.dtype} tensor {tuple(example.shape)}" if isinstance(example, Tensor) else type(example)
         raise TypeError(f"example is {given}: a float image batch (N, C, H, W) is needed")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype is {dtype!r}: a floating-point torch.dtype is needed, as torch.bfloat16, or None")
     if isinstance(model, SparseModel):
         raise TypeError("model is swapped already: sparse.replan(example) plans it for another input or machine")
+    if isinstance(model, torch.jit.ScriptModule) or _is_exported(model):
+        raise TypeError("model is a program that torch.jit or torch.export made: swap the network it was made from")
     if any(isinstance(tensor, UninitializedTensorMixin) for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError("the model holds lazy layers that never ran: run it once, and train it, before it is swapped")
     if any(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError("the model's weights are on the meta device, so they have no values: load them first")
+    if example.is_meta or not bool(example.isfinite().all()):
+        held = "is on the meta device, so it has no values" if example.is_meta else "holds NaN or infinity"
+        raise ValueError(
+            f"example {held}: outputs could not be compared; give a typical input, or torch.rand of its shape"
+        )
+
+
+def _is_exported(model: nn.Module) -> bool:
+    # What torch.export makes refuses eval(), which it says by an attribute of its own in place of the method.
+    return "eval" in vars(model)
 
 
 def _check_layers(model: nn.Module) -> None:

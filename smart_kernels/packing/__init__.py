@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from smart_kernels.packing.base import PackedWeight
+from smart_kernels.packing.base import PackedWeight, check_masked_weight
 from smart_kernels.packing.block import BlockWeight
 from smart_kernels.packing.channels import ChannelWeight
 from smart_kernels.packing.dense import DenseWeight
@@ -41,6 +41,7 @@ def pack(weight: Tensor, masks: Mapping[str, Tensor], format: str = "auto") -> P
     Raises:
         ValueError, TypeError: a shape, dtype, number of masks or format that cannot be packed.
     """
+    check_masked_weight(weight, masks)
     if format == "auto":
         formats = [cls for cls in FORMATS.values() if cls.kernels_on in (None, weight.device.type)]
         return min((cls(weight, masks) for cls in formats), key=lambda packed: packed.nbytes)

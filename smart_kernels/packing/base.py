@@ -99,6 +99,13 @@ def _validate_loaded(packed: PackedWeight, incompatible_keys: object) -> None:
 
 def check_masked_weight(weight: Tensor, masks: Mapping[str, Tensor]) -> None:
     """Raises ValueError or TypeError unless ``weight`` and ``masks`` can be packed."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight is a {type(weight).__name__}: a tensor (K, C/groups, R, S) is needed")
+    if weight.is_meta or weight.layout != torch.strided:
+        raise TypeError(f"weight is a {weight.layout} tensor on {weight.device}: a strided one with values is needed")
+    if not isinstance(masks, Mapping) or not all(isinstance(mask, Tensor) for mask in masks.values()):
+        given = type(masks).__name__ if not isinstance(masks, Mapping) else "dict of other things than tensors"
+        raise TypeError(f"masks is a {given}: a dict is needed, the name of each path -> its bool mask")
     if weight.dim() != 4 or weight.numel() == 0:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: (K, C/groups, R, S) is needed, none of them 0")
     if not weight.is_floating_point():
