@@ -1,4 +1,4 @@
-// The direct convolution on an emulated GPU, for tests/smart_kernels/test_direct_kernel.py to load with ctypes.
+// The direct convolution on an emulated GPU, for tests/smart_kernels/test_emulated_kernels.py to load with ctypes.
 #include "cuda/direct_body.h"
 #include "emulated_gpu.h"
 

@@ -1,4 +1,4 @@
-// The 2:4 kernel on an emulated GPU, for tests/smart_kernels/test_two_four_kernel.py to load with ctypes.
+// The 2:4 kernel on an emulated GPU, for tests/smart_kernels/test_emulated_kernels.py to load with ctypes.
 #include "cuda/two_four_body.h"
 #include "emulated_gpu.h"
 

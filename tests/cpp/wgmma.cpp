@@ -1,4 +1,4 @@
-// The 2:4 kernel for Hopper on an emulated one, for tests/smart_kernels/test_wgmma_kernel.py to load with ctypes.
+// The 2:4 kernel for Hopper on an emulated one, for tests/smart_kernels/test_emulated_kernels.py to load with ctypes.
 #include "cuda/wgmma_body.h"
 #include "emulated_hopper.h"
 

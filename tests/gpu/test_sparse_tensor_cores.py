@@ -2,7 +2,10 @@
 
 import pytest
 import torch
-from two_four_cases import CASES, DTYPES, HOPPER_CASES, integers, layer, reference, slab_masks
+from emulated_kernels import HALVES
+from exact import integers, reference
+from gpu_cases import HOPPER_CASES, TWO_FOUR_CASES, slab_masks
+from replayed import check
 
 from smart_kernels.backends import BACKENDS
 from smart_kernels.geometry import Geometry
@@ -12,43 +15,22 @@ CUDA, WGMMA = BACKENDS["cuda"], BACKENDS["wgmma"]
 pytestmark = pytest.mark.skipif(not CUDA.available(), reason=CUDA.available().why)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("tile", range(-1, len(TILES)))
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", TWO_FOUR_CASES)
 def test_every_tile_computes_the_convolution(case, tile, dtype):
-    check(CUDA, CASES[case], tile, dtype)
+    check(CUDA, TWO_FOUR_CASES[case], tile, dtype)
 
 
 @pytest.mark.skipif(not WGMMA.available(), reason=WGMMA.available().why)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("tile", range(len(TILES), len(TILES + WGMMA_TILES)), ids=WGMMA_TILES)
 @pytest.mark.parametrize("case", HOPPER_CASES)
 def test_the_kernel_for_hopper_computes_the_convolution(case, tile, dtype):
     check(WGMMA, HOPPER_CASES[case], tile, dtype)
 
 
-def check(backend, case, tile, dtype):
-    """Also replayed from a CUDA graph, on another input."""
-    shape, (n, h, w), arguments = case
-    packed, geometry = layer(shape, dtype=dtype, **arguments)
-    packed, x = packed.cuda(), integers(n, shape[1], h, w, dtype=dtype).cuda()
-    scale, bias = integers(2, shape[0], largest=4).cuda()
-    residual = integers(*geometry.output_shape(x.shape), largest=9, dtype=dtype).cuda()
-    call = backend.bind(packed, geometry, "adv", scale, bias, True, None, tile)
-
-    def expected():
-        return reference(x, packed, geometry, "adv", scale, bias, residual, True).to(dtype)
-
-    assert torch.equal(call(x, residual), expected())
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = call(x, residual)
-    x.copy_(integers(n, shape[1], h, w, dtype=dtype))
-    graph.replay()
-    assert torch.equal(y, expected())
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("tile", [-1, *range(1, len(TILES))])
 def test_runs_of_columns_are_left_out(tile, dtype):
     shape = (160, 32, 3, 3)

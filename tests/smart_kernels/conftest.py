@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from emulated_operators import on_any_device, tiles_run  # noqa: F401
 from exporting import BACKENDS
 from networks import TwoPaths
 

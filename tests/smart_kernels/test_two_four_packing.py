@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from gpu_cases import slab_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mma_sp import operand
-from two_four_cases import slab_masks
 
 from smart_kernels import pack
 from smart_kernels.packing import TwoFourWeight

@@ -1,83 +1,42 @@
-"""The wgmma backend with the kernel on an emulated Hopper in the place of a real one."""
+"""What is particular to the wgmma backend, on an emulated Hopper; test_emulated_backends.py has the rest."""
 
 import ctypes
 import shutil
 
 import pytest
 import torch
-from emulated import emulated_hopper, emulated_library, problem_of, run
+from emulated import emulated_hopper, problem_of
+from emulated_operators import needs_operators
+from exact import integers, layer
+from gpu_cases import slab_masks
 from networks import BasicBlock
 from torch import nn
-from two_four_cases import slab_masks
 
 from smart_kernels import load, save, swap, two_four_ops, verify
-from smart_kernels.backends import BACKENDS, Affine, Verdict
+from smart_kernels.backends import BACKENDS, Verdict
 from smart_kernels.backends.cuda import CudaBackend
 from smart_kernels.backends.wgmma import WgmmaBackend
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import TwoFourWeight
-from smart_kernels.packing.two_four import Operand
 from smart_kernels.planner import Planner
-from smart_kernels.two_four_ops import TILES, WGMMA_TILES
+from smart_kernels.two_four_ops import WGMMA_TILES
 
 WGMMA = BACKENDS["wgmma"]
-needs_operators = pytest.mark.skipif(two_four_ops.missing() is not None, reason=str(two_four_ops.missing()))
-
-
-def problem(shape=(40, 32, 3, 3), dtype=torch.float16):
-    masks = {name: torch.rand(shape) < 0.2 for name in ("clean", "adv")}
-    return TwoFourWeight(torch.randint(-1, 2, shape).to(dtype), masks), Geometry.of(shape, padding=1)
-
-
-@pytest.fixture
-def tiles_run():
-    """The operators answer on CPU tensors, by way of the emulated GPUs; gives the tiles that ran."""
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
-    names = []
-
-    def convolve(x, *arguments, affine=None, tile=-1, column_runs=None):
-        *tensors, numbers, scale, bias, residual, relu, order, first = arguments
-        names.append("small" if tile < 0 else (TILES + WGMMA_TILES)[tile])
-        library = emulated_hopper() if names[-1] in WGMMA_TILES else emulated_library()
-        return run(library, x, Operand(*tensors), Geometry.of_numbers(numbers), names[-1], scale=scale, bias=bias,
-                   residual=residual, relu=relu, order=order, first=first, affine=affine,
-                   column_runs=column_runs)  # fmt: skip
-
-    def plain(*arguments):
-        return convolve(*arguments[:15], **dict(zip(("tile", "column_runs"), arguments[15:], strict=False)))
-
-    def affine(*arguments):
-        last = dict(zip(("tile", "column_runs"), arguments[18:], strict=False))
-        return convolve(*arguments[:15], affine=arguments[15:18], **last)
-
-    library = torch.library.Library("smart_kernels", "IMPL", "CPU")
-    library.impl("sparse_conv2d_two_four", plain)
-    library.impl("sparse_conv2d_affine_two_four", affine)
-    yield names
-    library._destroy()
 
 
 @needs_operators
-@pytest.mark.parametrize("path", ["clean", "adv", 0.5])
 @pytest.mark.parametrize("channels", [40, 72])
-def test_the_backend_computes_what_dense_does(tiles_run, path, channels):
-    packed, geometry = problem((channels, 32, 3, 3))
-    x, residual = torch.randint(-1, 2, (2, 32, 5, 5)).half(), torch.randint(-2, 3, (2, channels, 5, 5)).half()
-    scale, bias, second_scale, second_bias = torch.randint(-2, 3, (4, channels)).half()
-    results = [
-        backend.bind(packed, geometry, path, scale, bias, True, Affine(second_scale, second_bias, True))(x, residual)
-        for backend in (WGMMA, BACKENDS["dense"])
-    ]
-    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-2)
+def test_tiles_have_no_more_channels_than_there_are(tiles_run, channels):
+    packed, geometry = layer(TwoFourWeight, (channels, 32, 3, 3), dtype=torch.float16, padding=1)
+    WGMMA.bind(packed, geometry, "adv", None, None, False)(torch.zeros(1, 32, 5, 5).half(), None)
     assert tiles_run == [WGMMA_TILES[0] if channels > 64 else WGMMA_TILES[1]]
 
 
 @needs_operators
 def test_weights_that_leave_out_columns_run_on_the_other_kernel(tiles_run):
     shape = (72, 32, 3, 3)
-    packed = WGMMA.pack(torch.randint(-1, 2, shape).half(), slab_masks(shape, 0.4))
-    geometry, x = Geometry.of(shape, padding=1), torch.randint(-1, 2, (1, 32, 4, 4)).half()
+    packed = WGMMA.pack(integers(*shape, dtype=torch.float16), slab_masks(shape, 0.4))
+    geometry, x = Geometry.of(shape, padding=1), integers(1, 32, 4, 4, dtype=torch.float16)
     y, expected = (
         each.bind(packed, geometry, "adv", None, None, False)(x, None) for each in (WGMMA, BACKENDS["dense"])
     )
@@ -95,12 +54,6 @@ class Wide(nn.Module):
 
     def forward(self, x):
         return self.block(self.stem(x))
-
-
-@pytest.fixture
-def on_any_device(monkeypatch):
-    for backend in (CudaBackend, WgmmaBackend):
-        monkeypatch.setattr(backend, "supports", lambda self, geometry, dtype, device: self.computes(geometry, dtype))
 
 
 @needs_operators
@@ -173,8 +126,7 @@ def test_what_it_cannot_compute_it_says(shape, arguments, message):
 
 
 def test_it_is_for_hopper_only(monkeypatch):
-    _, geometry = problem()
-    assert "not on cpu" in WGMMA.supports(geometry, torch.float16, torch.device("cpu")).why
+    geometry = Geometry.of((40, 32, 3, 3))
     monkeypatch.setattr(CudaBackend, "available", lambda self: Verdict(True))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

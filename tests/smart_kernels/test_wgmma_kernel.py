@@ -1,14 +1,16 @@
-"""The 2:4 kernel for Hopper: its operand against a model of the instruction, and its source on an emulated Hopper.
+"""The 2:4 kernel for Hopper: its operand against a model of the instruction, and what is particular to the kernel.
 
-Numbers are small integers, whose sums 16-bit floats hold: results must be equal, not close.
+test_emulated_kernels.py has the rest.
 """
 
 import ctypes
 
 import pytest
 import torch
-from emulated import emulated_hopper, needs_compiler, problem_of, run
-from two_four_cases import DTYPES, HOPPER_CASES, integers, layer, reference, slab_masks
+from emulated import emulated_hopper, needs_compiler, problem_of
+from emulated_kernels import hopper
+from exact import integers, layer, reference
+from gpu_cases import slab_masks
 from wgmma_sp import operand as as_instruction_sees_it
 
 from smart_kernels.geometry import Geometry
@@ -16,16 +18,11 @@ from smart_kernels.packing import TwoFourWeight
 from smart_kernels.two_four_ops import WGMMA_TILES
 
 
-@pytest.fixture(scope="module")
-def library():
-    return emulated_hopper()
-
-
 @pytest.mark.parametrize("shape", [(64, 64, 3, 3), (40, 32, 1, 1)], ids=str)
 def test_warpgroups_fed_the_packed_operand_see_the_masked_weight(shape):
     """Without extra steps; two slabs make the 64 rows, warps 0 and 1 hold the first, 2 and 3 the second."""
     k, c, r, s = shape
-    packed, _ = layer(shape, density=0.4)
+    packed, _ = layer(TwoFourWeight, shape, 0.4, torch.float16)
     weight = packed.operand("adv")
     matrix = torch.zeros(-(-k // 64) * 64, packed.steps * 32, dtype=torch.float64)
     for row in range(0, k, 64):
@@ -55,61 +52,22 @@ def test_the_instructions_selector_names_the_lanes_that_hold_metadata():
 
 
 @needs_compiler
-@pytest.mark.parametrize("tile", WGMMA_TILES)
-@pytest.mark.parametrize("case", HOPPER_CASES)
-def test_both_tiles_compute_the_convolution(library, case, tile):
-    shape, (n, h, w), arguments = HOPPER_CASES[case]
-    packed, geometry = layer(shape, **arguments)
-    x = integers(n, shape[1], h, w)
-    y = run(library, x, packed.operand("adv"), geometry, tile)
-    assert torch.equal(y.double(), reference(x, packed, geometry, "adv"))
-
-
-@needs_compiler
-@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_any_mask_is_exact(library, density, dtype):
-    packed, geometry = layer((72, 32, 3, 3), density, dtype, padding=1)
-    x = integers(1, 32, 6, 6, dtype=dtype)
-    for path in ("clean", "adv"):
-        y = run(library, x, packed.operand(path), geometry, "wgmma tall")
-        assert torch.equal(y.double(), reference(x, packed, geometry, path))
-
-
-@needs_compiler
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("tile", WGMMA_TILES)
-def test_scale_bias_residual_relu_and_second_result(library, dtype, tile):
-    packed, geometry = layer((48, 32, 3, 3), dtype=dtype, padding=1)
-    x, residual = integers(2, 32, 5, 5, dtype=dtype), integers(2, 48, 5, 5, largest=9, dtype=dtype)
-    scale, bias, second_scale, second_bias = (integers(48, largest=4, dtype=torch.float32) for _ in range(4))
-    y, second = run(
-        library, x, packed.operand("clean"), geometry, tile, scale=scale, bias=bias, residual=residual,
-        relu=True, affine=(second_scale, second_bias, True),
-    )  # fmt: skip
-    expected = reference(x, packed, geometry, "clean", scale, bias, residual, relu=True)
-    assert torch.equal(y.double(), expected.to(dtype).double())
-    after = (expected * second_scale[:, None, None] + second_bias[:, None, None]).relu()
-    assert torch.equal(second.double(), after.to(dtype).double())
-
-
-@needs_compiler
 @pytest.mark.parametrize("overflow", [True, False], ids=["overflow", "2:4"])
 @pytest.mark.parametrize("tile", WGMMA_TILES)
-def test_threads_and_copies_may_come_in_any_order(library, tile, overflow):
+def test_threads_and_copies_may_come_in_any_order(tile, overflow):
     """With a barrier, a fence or a wait too few, results depend on who ran first, and on when a copy arrived.
 
     Extra steps wait for all products before them, so masks without any show other mistakes.
     """
     shape = (64, 64, 3, 3)
     masks = {"clean": torch.rand(shape) < 0.5} if overflow else slab_masks(shape, 1.0)
-    packed, geometry = TwoFourWeight(integers(*shape), masks), Geometry.of(shape, padding=1)
+    packed, geometry = TwoFourWeight(integers(*shape, dtype=torch.float16), masks), Geometry.of(shape, padding=1)
     assert bool(packed.extra_steps("clean")) == overflow and packed.column_runs is None
-    x = integers(1, 64, 5, 5)
+    x = integers(1, 64, 5, 5, dtype=torch.float16)
     expected = reference(x, packed, geometry, "clean")
     for backwards in (False, True):
         for eager in (False, True):
-            y = run(library, x, packed.operand("clean"), geometry, tile, backwards=backwards, eager=eager)
+            y = hopper(x, packed, geometry, "clean", tile, backwards=backwards, eager=eager)
             assert torch.equal(y.double(), expected), (backwards, eager)
 
 
@@ -127,7 +85,7 @@ def test_threads_and_copies_may_come_in_any_order(library, tile, overflow):
         ((8, 32, 3, 3), {"dilation": 128, "padding": 128}, 8, False),
     ],
 )
-def test_what_copies_cannot_do_is_refused(library, shape, arguments, size, ok):
-    packed, geometry = layer(shape, **arguments)
-    problem, *_ = problem_of(integers(1, shape[1], size, size), packed.operand("clean"), geometry)
-    assert library.takes(ctypes.byref(problem)) == ok
+def test_what_copies_cannot_do_is_refused(shape, arguments, size, ok):
+    packed, geometry = layer(TwoFourWeight, shape, dtype=torch.float16, **arguments)
+    problem, *_ = problem_of(integers(1, shape[1], size, size, dtype=torch.float16), packed.operand("clean"), geometry)
+    assert emulated_hopper().takes(ctypes.byref(problem)) == ok
