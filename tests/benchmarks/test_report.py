@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from benchmarks import report
+from benchmarks.studies.tables import in_common
 from smart_kernels.verify import TOLERANCE
 
 
@@ -98,6 +99,35 @@ def test_what_the_page_says_at_density_0_2_holds_in_every_seed():
         assert -7.1 < robust < -3 and -6.3 < clean < -1.9
         robust, clean = more("channels, 0.2", seed)
         assert robust < -22 and clean < -13
+
+
+def test_what_the_page_says_of_learning_holds_in_every_seed():
+    names = {
+        "momentum": "SMART, density 0.2",
+        "kept": "sparse momentum, layers keep their density",
+        "rigl": "RigL",
+        "static": "static",
+        "shared": "shared",
+        "disjoint": "disjoint",
+    }
+    rows = {(row["case"], row["seed"]): row for row in report.read(report.studies_file())["rows"]}
+    kept_less = []
+    for seed in range(3):
+        of_seed = {short: rows[name, seed] for short, name in names.items()}
+        clean = {name: 100 * row["accuracy"]["clean"]["clean"] for name, row in of_seed.items()}
+        robust = {name: 100 * row["robust"]["adv"] for name, row in of_seed.items()}
+        work = {name: row["macs"]["adv"] for name, row in of_seed.items()}
+        common = {name: in_common(row) for name, row in of_seed.items()}
+        assert robust["static"] >= robust["momentum"] and clean["static"] > clean["momentum"] + 1.3
+        assert work["momentum"] > 1.78 * work["static"] and work["static"] == work["kept"] == work["rigl"]
+        assert robust["static"] - robust["kept"] > 1.49 and robust["static"] - robust["rigl"] > 3.99
+        assert clean["static"] >= max(clean["kept"], clean["rigl"])
+        assert 2.49 < robust["momentum"] - robust["rigl"] < 4.01
+        assert common["static"] < 0.22 < 0.48 < min(common["kept"], common["rigl"]) < common["momentum"]
+        assert 0 < clean["disjoint"] - clean["static"] < 1.34 and robust["static"] < robust["shared"]
+        assert of_seed["static"]["nonzeros"]["union"] > 1.33 * of_seed["momentum"]["nonzeros"]["union"]
+        kept_less.append(robust["kept"] - robust["momentum"])
+    assert sorted(round(difference, 1) for difference in kept_less) == [-5.2, -2.7, 0.5]
 
 
 def test_pictures_are_of_the_newest_studies():
