@@ -13,13 +13,14 @@ from smart.layers import DualBatchNorm2d
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Puts every module into eval mode until the block ends, then gives each its own ``training`` flag back."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
     try:
         yield
     finally:
-        for module, training in flags:
-            module.training = training
+        for module in training:
+            module.training = True
 
 
 @contextmanager

@@ -19,5 +19,9 @@ def derive_seed(*parts: object) -> int:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds torch's global random state, of the CPU and of ``device``, until the block ends; then puts it back."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        # torch.manual_seed would seed all other devices, too, and not put them back.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

@@ -13,6 +13,7 @@ from smart.conversion import convert
 from smart.layers import smart_convs
 from smart.objectives import smart_loss
 from smart.rewire import Rewirer
+from smart.rewire.moves import _first
 
 
 def conv_stack(widths: list[int]) -> nn.Module:
@@ -94,6 +95,16 @@ def test_a_regrown_weight_starts_at_zero_unless_the_other_path_has_it():
         assert shared.any() and torch.equal(layer.weight[shared], weight[shared])
         alone = grown & ~old[other]
         assert alone.any() and (layer.weight[alone] == 0).all()
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.data())
+def test_ties_are_broken_by_place(scores, data):
+    """As by a stable sort of all, whichever few are asked for."""
+    among = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
+    places = sorted((score, i) for i, (score, counts) in enumerate(zip(scores, among, strict=True)) if counts)
+    count = data.draw(st.integers(0, len(places)))
+    found = _first(torch.tensor(scores, dtype=torch.float32), torch.tensor(among), count)
+    assert found.tolist() == [i for _, i in places[:count]]
 
 
 def test_layers_with_more_momentum_gain_weights():
