@@ -191,10 +191,10 @@ class DualBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         path = paths.current(self.stage)
-        if self.norms["clean"] is self.norms["adv"]:
-            return self.norms["clean"](x)
         if isinstance(path, str):
             return self.norms[path](x)
+        if self.norms["clean"] is self.norms["adv"]:
+            return self.norms["clean"](x)
         return (1 - path) * self.norms["clean"](x) + path * self.norms["adv"](x)
 
 

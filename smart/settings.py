@@ -20,7 +20,7 @@ from smart.layer_policy import LAYER_WORDS
 from smart.layers import SmartNet
 from smart.mask_plan import MaskPlan
 from smart.masks import DEFAULT_DENSITY, OVERLAPS
-from smart.methods import METHODS, check_dial, read_plan
+from smart.methods import METHODS, check_dial, find_method, read_plan
 from smart.models import create_model, list_models
 from smart.numerics import AMP
 from smart.readers import (
@@ -204,6 +204,15 @@ class Settings:
     def create_model_for(self, data: ImageData, device: torch.device | str = "cpu") -> SmartNet:
         """The network for this data, which it normalises itself."""
         return self.create_model(data.num_classes, data.image_shape[0], mean=data.mean, std=data.std).to(device)
+
+
+def for_method(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings ``given`` for some method as they are for another: without the choices that it does not have."""
+    method = find_method(name)
+    without = {"overlap"} if method.one_mask else set() if method.masks else set(_PLAN)
+    if not method.dial:
+        without.add("dial")
+    return {**{key: value for key, value in given.items() if key not in without}, "method": name}
 
 
 def read_file(file: str | Path) -> dict[str, Any]:

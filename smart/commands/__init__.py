@@ -16,6 +16,7 @@ COMMANDS = {
     "curve": "accuracy of a checkpoint's paths against the radius of the attack",
     "dial": "the trade-off curve of a checkpoint: accuracy and robustness at every position of its dials",
     "sanity": "check whether a checkpoint's robustness can be believed, or gradients are masked",
+    "methods": "train a network by several methods, test each alike, and set them beside each other",
     "compare": "runs beside each other: accuracy, robustness, non-zero weights, multiplications",
     "swap": "turn a checkpoint into a network that skips its zeros",
     "export": "write a swapped network as a program that runs without its code",

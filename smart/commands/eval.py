@@ -17,13 +17,7 @@ from smart_kernels.files import write_text
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help=flags.CHECKPOINT)
     flags.data(parser)
-    parser.add_argument(
-        "--attacks",
-        nargs="+",
-        type=flags.checked(flags.attack),
-        default=["clean", "fgsm", "pgd20"],
-        help=f"{flags.ATTACKS} (default: clean fgsm pgd20)",
-    )
+    flags.attacks(parser, "clean", "fgsm", "pgd20")
     flags.paths(parser)
     flags.lambdas(parser)
     flags.radius(parser)

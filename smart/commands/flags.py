@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 
 from smart import readers
 from smart.named_attacks import check_attack
-from smart.settings import ALL, DATA, Setting
+from smart.settings import ALL, DATA, MODEL, TRAINING, Setting
 from smart.text import show
 from smart_kernels.backends import BACKENDS
 from smart_kernels.paths import PATHS, resolve
@@ -30,6 +30,26 @@ def data(parser: argparse.ArgumentParser) -> None:
     )
     for name, setting in DATA.items():
         add_setting(section, name, setting, shown_default=False)
+
+
+def config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings by the names below; a flag beats it")
+
+
+def settings(parser: argparse.ArgumentParser, left_out: Collection[str] = ()) -> None:
+    """A flag for every setting of a training but those ``left_out``."""
+    for title, group in (("data", DATA), ("model", MODEL), ("training", TRAINING)):
+        section = parser.add_argument_group(title)
+        for name, setting in group.items():
+            if name not in left_out:
+                add_setting(section, name, setting)
+
+
+def attacks(parser: argparse._ActionsContainer, *default: str) -> None:
+    shown = " ".join(default)
+    parser.add_argument(
+        "--attacks", nargs="+", type=checked(attack), default=list(default), help=f"{ATTACKS} (default: {shown})"
+    )
 
 
 def example_shape(parser: argparse.ArgumentParser) -> None:

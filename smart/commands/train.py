@@ -15,13 +15,13 @@ from smart.costs import nonzeros
 from smart.data import ImageData
 from smart.launch import joined
 from smart.layers import SmartNet
-from smart.settings import DATA, MODEL, TRAINING, Settings
+from smart.settings import Settings
 from smart.share import Share
 from smart.train import train
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="YAML file with settings by the names below; a flag beats it")
+    flags.config(parser)
     parser.add_argument("--out", default="runs/train", help="run folder (default: %(default)s)")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own settings")
@@ -31,36 +31,47 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     flags.progress(parser)
     flags.device(parser, "auto")
-    for title, group in (("data", DATA), ("model", MODEL), ("training", TRAINING)):
-        section = parser.add_argument_group(title)
-        for name, setting in group.items():
-            flags.add_setting(section, name, setting)
+    flags.settings(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    with joined(args.device) as device:
-        _run(args, device, Share.current().leads)
-
-
-def _run(args: argparse.Namespace, device: torch.device, leads: bool) -> None:
-    """Trains; of several processes only the one that ``leads`` writes and prints."""
     out = Path(args.out)
-    chosen = _train_settings(args, out)
-    check_folder(out)
-    data = chosen.load_data()
+    with joined(args.device) as device:
+        chosen = _train_settings(args, out)
+        check_folder(out)
+        data = chosen.load_data()
+        again = f"smart train --resume --out {shlex.quote(str(out))}"
+        train_into(out, chosen, data, device, args, args.resume, again)
+
+
+def train_into(
+    out: Path,
+    chosen: Settings,
+    data: ImageData,
+    device: torch.device,
+    args: argparse.Namespace,
+    resume: bool,
+    again: str,
+) -> None:
+    """Trains in a run folder; of several processes only the one that leads writes and prints.
+
+    Args:
+        args: the flags that are no settings: overwrite, progress, tensorboard, and the command line.
+        again: the command that goes on with it, if it is stopped.
+    """
+    leads = Share.current().leads
     model = chosen.create_model_for(data, device)
-    go_on = f"smart train --resume --out {shlex.quote(str(out))}"
     # The settings must lie in the folder of a run from its first step on, and must not change those of another run.
     started = (out / "config.json").exists()
     if leads and (not started or args.overwrite):
         chosen.write(out)
     if leads:
         print(f"{data.name}: {_count(data)}; {chosen.model['model']} by {model.method}, {_alive(model)}")
-    keep = args.resume, args.progress, args.overwrite, args.tensorboard
+    keep = resume, args.progress, args.overwrite, args.tensorboard
     try:
         result = train(model, data, chosen.config, out, *keep, command=args.command_line)
     except KeyboardInterrupt as error:
-        raise Stopped(f"stopped; {out} keeps every finished epoch, go on with: {go_on}") from error
+        raise Stopped(f"stopped; {out} keeps every finished epoch, go on with: {again}") from error
     if not leads:
         return
     best = result.best
