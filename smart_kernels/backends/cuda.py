@@ -14,7 +14,8 @@ from smart_kernels.backends.gpu import GpuBackend, Launch
 from smart_kernels.backends.gpu_costs import OWN, layer_us
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.fragments import GROUP, KEPT
-from smart_kernels.packing.two_four import CHANNELS, TwoFourWeight
+from smart_kernels.packing.matrix import CHANNELS
+from smart_kernels.packing.two_four import TwoFourWeight
 
 DTYPES = (torch.float16, torch.bfloat16)
 # Groups of which more than two weights are kept. Random masks of 40 % have that many: half as many steps again, of half

@@ -21,7 +21,6 @@ would halve the memory, but the union of two masks of 20 % exceeds 2:4 in 14 % o
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -29,17 +28,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smart_kernels.packing.base import PackedWeight, check_masked_weight
+from smart_kernels.packing.base import check_masked_weight
 from smart_kernels.packing.fragments import COLUMNS, ROWS, decode, encode, positions
+from smart_kernels.packing.matrix import MAX_INDEX, MatrixWeight
 from smart_kernels.packing.overflow import BLOCK, split
 
-CHANNELS = 8  # 16 bytes
 STEPS = BLOCK // COLUMNS
 RUN = 16  # columns that are left out together
 TALL = 2  # slabs that leave out the same runs: what a tile of the kernel has
 MAX_RUNS = 0.75  # the part of all runs up to which lists of them are worth it: they keep a kernel from its largest tile
-MAX_MIXES = 4  # packed unions kept at once: each costs as much as a path
-MAX_STEPS = 2**31 - 1  # indices are int32
 
 
 class Operand(NamedTuple):
@@ -62,7 +59,7 @@ class Operand(NamedTuple):
     first_slab: int
 
 
-class TwoFourWeight(PackedWeight):
+class TwoFourWeight(MatrixWeight):
     """The format the module's docstring describes.
 
     Attributes:
@@ -70,18 +67,13 @@ class TwoFourWeight(PackedWeight):
     """
 
     format = "2:4"
-    kernels_on = "cuda"
 
     def __init__(self, weight: Tensor, masks: Mapping[str, Tensor]) -> None:
         check_masked_weight(weight, masks)
-        super().__init__(tuple(weight.shape), tuple(masks))
-        self.disabled = False
-        self._mixes: OrderedDict[float, TwoFourWeight] = OrderedDict()
-        if self.all_columns > MAX_STEPS - BLOCK:
+        super().__init__(tuple(weight.shape), masks)
+        if self.all_columns > MAX_INDEX - BLOCK:
             raise ValueError(f"a weight of shape {self.shape} has more taps and input channels than an index can name")
-        first, second = (masks[self.paths[i]] for i in (0, -1))
-        self.copies = 1 if torch.equal(first, second) else 2
-        own = (first, second)[: self.copies]
+        own = self._own(masks)
         self.register_buffer("column_runs", self._find_runs(own))
         kept = torch.cat([self._as_blocks(mask, i) for i, mask in enumerate(own)])
         weight = torch.cat([self._as_blocks(weight.detach(), i) for i in range(self.copies)])
@@ -99,32 +91,14 @@ class TwoFourWeight(PackedWeight):
         self.register_buffer("extra_starts", torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(torch.int32))
 
     @property
-    def channels(self) -> int:
-        """Input channels, padded."""
-        return -(-self.shape[1] // CHANNELS) * CHANNELS
-
-    @property
-    def all_columns(self) -> int:
-        return self.channels * self.shape[2] * self.shape[3]
-
-    @property
     def columns(self) -> int:
         """Columns of a slab: all, or those of the runs it has."""
         return self.all_columns if self.column_runs is None else self.column_runs.shape[2] * RUN
 
     @property
-    def slabs(self) -> int:
-        """Slabs of one path."""
-        return -(-self.shape[0] // ROWS)
-
-    @property
     def steps(self) -> int:
         """Steps of a slab, without extra ones."""
         return -(-self.columns // COLUMNS)
-
-    @property
-    def blocks(self) -> int:
-        return -(-self.columns // BLOCK)
 
     def extra_steps(self, path: str | float) -> int:
         """Extra steps of all slabs of a path: those of the overflow."""
@@ -140,8 +114,7 @@ class TwoFourWeight(PackedWeight):
 
     def operand(self, path: str | float) -> Operand:
         """What kernels read for a path; the union of both masks for a lambda, packed when first asked for."""
-        packed = self._mix(path) if isinstance(path, float) else self
-        first = 0 if packed is not self else self._copy_of(path) * self.slabs
+        packed, name = self.of_path(path)
         return Operand(
             packed.values,
             packed.metadata,
@@ -149,7 +122,7 @@ class TwoFourWeight(PackedWeight):
             packed.extra_metadata,
             packed.extra_columns,
             packed.extra_starts,
-            first,
+            packed._copy_of(name) * self.slabs,
         )
 
     def runs(self, path: str | float) -> Tensor | None:
@@ -158,16 +131,7 @@ class TwoFourWeight(PackedWeight):
         Returns:
             int32 (1 or 2 paths, tiles of 64 output channels, runs), ascending, then -1 for none.
         """
-        return (self._mix(path) if isinstance(path, float) else self).column_runs
-
-    def dense(self, path: str | float) -> Tensor:
-        if isinstance(path, float):
-            mixed = self._mix(path)
-            return mixed.dense(mixed.paths[0])
-        return self._decoded(path)[0]
-
-    def mask(self, path: str) -> Tensor:
-        return self._decoded(path)[1]
+        return self.of_path(path)[0].column_runs
 
     def disable(self) -> None:
         # Kernels find no extra steps, and the backend refuses to start them.
@@ -245,11 +209,6 @@ class TwoFourWeight(PackedWeight):
         order = torch.argsort(~alive, dim=2, stable=True)[..., :longest]
         return torch.where(alive.gather(2, order), order, -1).to(torch.int32)
 
-    def _as_matrix(self, weight: Tensor) -> Tensor:
-        """(K, C, R, S) as (32 * slabs, all columns)."""
-        padded = F.pad(weight, (0, 0, 0, 0, 0, self.channels - self.shape[1])).permute(0, 2, 3, 1).flatten(1)
-        return F.pad(padded, (0, 0, 0, self.slabs * ROWS - self.shape[0]))
-
     def _columns_of(self, copy: int) -> Tensor:
         """Where each column of each slab lies among all: (slabs, columns), beyond the last where there is none."""
         runs = self.column_runs[copy].long().repeat_interleave(TALL, dim=0)[: self.slabs]
@@ -262,8 +221,7 @@ class TwoFourWeight(PackedWeight):
         if self.column_runs is not None:
             index = self._columns_of(copy).repeat_interleave(ROWS, dim=0)
             matrix = F.pad(matrix, (0, RUN)).gather(1, index)
-        matrix = F.pad(matrix, (0, self.blocks * BLOCK - self.columns))
-        return matrix.reshape(self.slabs, ROWS, self.blocks, BLOCK).transpose(1, 2).flatten(0, 1)
+        return self._cut(matrix)
 
     def _as_steps(self, blocks: Tensor) -> Tensor:
         """(copies * slabs * blocks, 32, 128) as tiles (copies * slabs * steps, 32, 32), the last block cut short."""
@@ -272,19 +230,11 @@ class TwoFourWeight(PackedWeight):
 
     def _from_blocks(self, blocks: Tensor, copy: int) -> Tensor:
         """The inverse of :meth:`_as_blocks`."""
-        k, c, r, s = self.shape
-        rows = blocks.reshape(self.slabs, self.blocks, ROWS, BLOCK).transpose(1, 2).flatten(2).flatten(0, 1)
-        rows = rows[:, : self.columns]
+        rows = self._joined(blocks)[:, : self.columns]
         if self.column_runs is not None:
             index = self._columns_of(copy).repeat_interleave(ROWS, dim=0)
             rows = rows.new_zeros(len(rows), self.all_columns + RUN).scatter(1, index, rows)
-        rows = rows[:k, : self.all_columns]
-        return rows.reshape(k, r, s, self.channels)[..., :c].permute(0, 3, 1, 2).contiguous()
-
-    def _copy_of(self, path: str) -> int:
-        if path not in self.paths:
-            raise ValueError(f"unknown path {path!r}: this weight has {self.paths}")
-        return self.paths.index(path) if self.copies > 1 else 0
+        return self._from_matrix(rows)
 
     def _extra_range(self, path: str) -> tuple[int, int]:
         first = self._copy_of(path) * self.slabs * self.blocks
@@ -313,7 +263,6 @@ class TwoFourWeight(PackedWeight):
         return counts.index_put(where, torch.ones_like(row, dtype=torch.int32), accumulate=True)
 
     def _decoded(self, path: str) -> tuple[Tensor, Tensor]:
-        """The weight and the mask of a path, (K, C, R, S)."""
         weight, mask = self._regular(path)
         begin, end = self._extra_range(path)
         tiles, kept = decode(self.extra_values[begin:end], self.extra_metadata[begin:end])
@@ -325,18 +274,6 @@ class TwoFourWeight(PackedWeight):
         weight = weight.index_put(where, tiles[step, row, slot])
         mask = mask.index_put(where, torch.ones_like(row, dtype=torch.bool))
         return self._from_blocks(weight, self._copy_of(path)), self._from_blocks(mask, self._copy_of(path))
-
-    def _mix(self, path: float) -> TwoFourWeight:
-        mixed = self._mixes.get(path)
-        if mixed is None or mixed.values.device != self.values.device or mixed.values.dtype != self.values.dtype:
-            weight, masks = self.unpack()
-            first, second = (masks[self.paths[i]] for i in (0, -1))
-            coefficient = torch.where(first & second, 1.0, torch.where(first, 1 - path, path))
-            mixed = TwoFourWeight(weight * coefficient.to(weight.dtype), {"mix": first | second})
-            self._mixes[path] = mixed
-            while len(self._mixes) > MAX_MIXES:
-                self._mixes.popitem(last=False)
-        return mixed
 
 
 def _as_lanes_read(columns: Tensor) -> Tensor:
