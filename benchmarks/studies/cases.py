@@ -136,5 +136,9 @@ STUDIES: dict[str, Study] = {
             StudyCase("static", "smart", SMART.masks, {"rewire": "static"}),
         ),
     ),
+    "dial": Study(
+        "How the dial is trained, density 0.2",
+        (SMART, StudyCase("SMART, dial trained", "smart", SMART.masks, {"dial": "sampled"})),
+    ),
 }
 CASES: dict[str, StudyCase] = {case.name: case for study in STUDIES.values() for case in study.cases}

@@ -4,6 +4,7 @@ The results file is written after every run of a case, so that a study that is s
 same command goes on with it. Runs go seed by seed: what is there at any time has nearly the same seeds in each case.
 
 ``--strong N`` sets stronger attacks, AutoAttack among them, on N of the test images: several times as long as the rest.
+``--dial`` measures every position of each network's dials.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import smart
-from benchmarks.studies import strong
+from benchmarks.studies import dial, strong
 from benchmarks.studies.cases import ATTACKS, CASES, IMAGES, NETWORK, RECIPE, STUDIES, StudyCase
 from smart import ImageData, results
 from smart.cards import images_sha256
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             about["strong"] = {"restarts": strong.RESTARTS, **_described(strong_on)}
     except (ValueError, OSError, ImportError) as error:
         parser.error(str(error))
-    folder = RESULTS / "attacks" if arguments.strong else RESULTS
+    folder = RESULTS / "attacks" if arguments.strong else RESULTS / "dial" if arguments.dial else RESULTS
     file = arguments.out or folder / f"{data.name}-cpu-{datetime.now(timezone.utc):%Y-%m-%d}.json"
     old = _old(file, results.results([], command, commit) | about, parser)
     rows = old["rows"] if old else []
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     left = [(seed, case) for seed, case in runs if (seed, case.name) not in done]
     for seed, case in tqdm(left, unit="run", file=sys.stderr):
         kept = arguments.runs / f"{data.name}-{list(CASES).index(case.name):02d}-seed{seed}"
-        row = measure(case, seed, data, kept, strong_on)
+        row = measure(case, seed, data, kept, strong_on, arguments.dial)
         rows.append(row)
         results.write(results.results(rows, commands, commit) | about, file)
         tqdm.write(f"{case.name}, seed {seed}: {_summary(row)}", file=sys.stderr)
@@ -91,12 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--strong", type=int, default=0, metavar="N", help="test images to set stronger attacks on (needs pyautoattack)"
     )
+    parser.add_argument("--dial", action="store_true", help="measure every position of the dials, too")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
     parser.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder to keep the networks in")
     parser.add_argument(
         "--out",
         type=Path,
-        help="results file (default: one of today in benchmarks/results/studies, --strong: in its attacks)",
+        help="results file (default: one of today in benchmarks/results/studies, or its folders attacks and dial)",
     )
     return parser
 
@@ -139,11 +141,14 @@ def _old(file: Path, new: results.Results, parser: argparse.ArgumentParser) -> r
     return old
 
 
-def measure(case: StudyCase, seed: int, data: ImageData, folder: Path, strong_on: Split | None = None) -> Row:
+def measure(
+    case: StudyCase, seed: int, data: ImageData, folder: Path, strong_on: Split | None = None, turned: bool = False
+) -> Row:
     """Trains a case, and attacks the best epoch on the test images; seconds are those of the processor.
 
     Args:
         strong_on: images and labels to set stronger attacks on, too.
+        turned: whether to measure the dials, too.
     """
     model = case.model(data, seed)
     begin = time.process_time()
@@ -175,6 +180,8 @@ def measure(case: StudyCase, seed: int, data: ImageData, folder: Path, strong_on
         begin = time.process_time()
         row["strong"] = strong.attack(model, *strong_on, paths, seed)
         row["strong_cpu_s"] = round(time.process_time() - begin, 1)
+    if turned:
+        row["dial"] = dial.turn(model, data, seed)
     return row
 
 

@@ -98,6 +98,64 @@ def _counts(runs: Sequence[Row], what: str, key: str) -> str:
     return text.short(mean(row[what][key] for row in runs))
 
 
+STRONG_HEADING = (
+    "",
+    "path",
+    "seeds",
+    "no attack",
+    "attacked as above",
+    "with restarts",
+    "AutoAttack",
+    "attacked as above less AutoAttack",
+    "checks for masked gradients",
+)
+
+
+def strong_markdown(results: Mapping[str, Any], name: str) -> str:
+    """What withstands stronger attacks: a line for each case of a study and path that is a network of its own."""
+    lines = [f"| {' | '.join(STRONG_HEADING)} |", "|" + "---|" * len(STRONG_HEADING)]
+    for case in STUDIES[name].cases:
+        runs = of_case(results["rows"], case)
+        paths = runs[0]["strong"]["clean"] if runs else ()
+        for path in paths:
+            cells = [case.name, path if len(paths) > 1 else "the only one", *_strong_cells(runs, path)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def strong_share(attack: str, path: str) -> Callable[[Row], float]:
+    """What withstands ``"clean"``, ``"pgd"``, ``"restarts"`` or ``"autoattack"`` on a path, in percent."""
+    return lambda row: 100 * row["strong"][attack][path]
+
+
+def overstated(path: str) -> Callable[[Row], float]:
+    """How many points more withstand the attacks of all studies than AutoAttack."""
+    pgd, autoattack = (strong_share(attack, path) for attack in ("pgd", "autoattack"))
+    return lambda row: pgd(row) - autoattack(row)
+
+
+def _strong_cells(runs: Sequence[Row], path: str) -> list[str]:
+    gaps = [overstated(path)(row) for row in runs]
+    checks = [
+        check for row in runs for check in row["strong"].get("sanity", {}).get("checks", ()) if check["path"] == path
+    ]
+    return [
+        str(len(runs)),
+        *(spread(runs, strong_share(attack, path)) for attack in ("clean", "pgd", "restarts", "autoattack")),
+        f"{mean(gaps):+.1f} ({min(gaps):+.1f} to {max(gaps):+.1f})",
+        f"{sum(check['passed'] for check in checks)} of {len(checks)} pass" if checks else "-",
+    ]
+
+
+def strong_note(results: Mapping[str, Any], link: str) -> str:
+    """What the table of stronger attacks is of, in one paragraph."""
+    strong = results["strong"]
+    return (
+        f"{strong['images']} of the test images, {strong['restarts']} restarts. Measured at commit "
+        f"`{results['commit']}` with `{results['command']}`: {link}."
+    )
+
+
 def note(results: Mapping[str, Any], link: str) -> str:
     """What the tables are of, in one paragraph."""
     data, recipe, machine = results["data"], results["recipe"], results["machine"]

@@ -29,7 +29,7 @@ def test_every_result_file_says_where_it_comes_from():
 
 
 def test_every_study_says_where_it_comes_from():
-    for file in (report.RESULTS / "studies").glob("*.json"):
+    for file in (report.RESULTS / "studies").rglob("*.json"):
         content = json.loads(file.read_text(encoding="utf-8"))
         assert set(content) >= {"machine", "versions", "commit", "command", "data", "recipe", "rows"}, file.name
         assert not content["commit"].endswith("-dirty"), f"{file.name} was measured on changed code"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import smart
-from benchmarks.studies import cases, run, strong, tables
+from benchmarks.studies import cases, dial, run, strong, tables
 from benchmarks.studies.cases import CASES, IMAGES, STUDIES
 from smart import results
 from smart.config import TrainConfig
@@ -116,9 +116,29 @@ def test_stronger_attacks_are_set_on_a_part_of_the_test_images(study, monkeypatc
         assert 0 <= first["restarts"][path] <= first["pgd"][path] <= first["clean"][path] <= 1
         assert 6 * first["autoattack"][path] == pytest.approx(round(6 * first["autoattack"][path]))
     assert first["sanity"]["n_examples"] == 6 and "sanity" not in second
+    clean, adv = tables.strong_markdown(content, "methods").splitlines()[2:]
+    assert clean.startswith("| SMART, density 0.1 | clean | 2 |") and adv.startswith("| SMART, density 0.1 | adv | 2 |")
+    assert "of 8 pass |" in adv and "6 of the test images" in tables.strong_note(content, "a link")
     with pytest.raises(SystemExit):
         study("--seeds", "2", "--only", "density 0.1")
     assert "is of another study: its strong" in capsys.readouterr().err
+
+
+def test_the_dial_is_measured_at_every_position(study, monkeypatch):
+    monkeypatch.setattr(dial, "ATTACK", "pgd1")
+    content = study("--seeds", "2", "--studies", "dial", "--dial")
+    assert [row["training"] for row in content["rows"]] == [{}, {"dial": "sampled"}] * 2
+    row = content["rows"][0]
+    found = dial.places(row)
+    between = [f"lambda {at}" for at in ("0.25", "0.5", "0.75")]
+    between += [f"{side} {stages} adversarial" for side in ("first", "last") for stages in ("stage", "2 stages")]
+    assert list(found) == ["clean path", *between, "adversarial path"]
+    assert found["first 2 stages adversarial"]["path"] == ["adv", "adv", "clean"]
+    assert found["last stage adversarial"]["path"] == ["clean", "clean", "adv"]
+    assert found["lambda 0.5"]["macs"] == row["macs"]["union"] and found["clean path"]["macs"] == row["macs"]["clean"]
+    assert found["clean path"]["clean"] == row["accuracy"]["clean"]["clean"]
+    lines = dial.markdown(content).splitlines()
+    assert len(lines) == 2 + len(found) and {line.count("|") for line in lines} == {7}
 
 
 def test_wrong_usage_is_said(study, tmp_path, capsys):
