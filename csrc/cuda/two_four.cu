@@ -88,8 +88,8 @@ TwoFour read(const Tensor& x, const Operand& w, const std::vector<int64_t>& geom
       x.is_cuda() && x.dim() == 4 && (x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16),
       "input has shape ", shape_of(x), ": float16 or bfloat16 (N, C, H, W) on a GPU is needed");
   const cpu::Problem c = read_problem(x.size(0), x.size(1), x.size(2), x.size(3), geometry.data());
-  SMART_CHECK(c.groups == 1 && c.in_channels % kCopyElements == 0 && c.out_channels % kCopyElements == 0,
-              "one group, and channels that are multiples of ", kCopyElements, ", are needed");
+  SMART_CHECK(c.groups == 1 && c.in_channels % kCopyElements == 0, "one group of input channels, a multiple of ",
+              kCopyElements, ", is needed, not ", c.groups, " of ", c.in_channels / c.groups);
   TwoFour p = {};
   read_pixels(c, &p);
   p.columns = narrowed(c.kernel_h * c.kernel_w * c.in_channels, "columns");

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smart_kernels import native, two_four_ops
-from smart_kernels.backends.base import Verdict
+from smart_kernels.backends.base import Result, Verdict
 from smart_kernels.backends.gpu import GpuBackend, Launch
 from smart_kernels.backends.gpu_costs import OWN, layer_us
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.fragments import GROUP, KEPT
-from smart_kernels.packing.matrix import CHANNELS
+from smart_kernels.packing.matrix import padded_channels
 from smart_kernels.packing.two_four import TwoFourWeight
 
 DTYPES = (torch.float16, torch.bfloat16)
@@ -37,13 +40,6 @@ class CudaBackend(GpuBackend):
             return Verdict(False, f"sparse tensor cores take float16 and bfloat16, not {name}")
         if geometry.groups > 1:
             return Verdict(False, f"the cuda kernels take one group, not {geometry.groups}")
-        channels = (geometry.weight_shape[1], geometry.weight_shape[0])
-        if any(number % CHANNELS for number in channels):
-            return Verdict(
-                False,
-                f"the cuda kernels copy {CHANNELS} channels at a time, which {channels[0]} input or {channels[1]} "
-                "output channels do not divide into",
-            )
         return Verdict(True)
 
     def suits(self, masks: Mapping[str, Tensor]) -> Verdict:
@@ -62,9 +58,18 @@ class CudaBackend(GpuBackend):
     ) -> float | None:
         if device.type != "cuda":
             return None
+        computed = as_computed(geometry)
+        read = (input_shape[0], computed.in_channels, *input_shape[2:])
         # Half of all slots are multiplied, at twice the rate; their values and two bits each are read.
         slots = max(density, 0.5)
-        return layer_us(geometry, input_shape, device, dtype, OWN, arithmetic=slots, weights=slots + 1 / 16)
+        if read == tuple(input_shape):
+            return layer_us(computed, read, device, dtype, OWN, arithmetic=slots, weights=slots + 1 / 16)
+        # Zeros are written, and the input among them.
+        inputs, outputs = math.prod(read), math.prod(computed.output_shape(read))
+        moved = (inputs + 2 * math.prod(input_shape)) / (inputs + outputs)
+        return layer_us(
+            computed, read, device, dtype, OWN, arithmetic=slots, weights=slots + 1 / 16, moved=moved, kernels=3
+        )
 
     def launch(
         self, packed: TwoFourWeight, geometry: Geometry, path: str | float, with_affine: bool, schedule: int | None
@@ -72,10 +77,31 @@ class CudaBackend(GpuBackend):
         """As the base class says; ``schedule`` is an index into ``two_four_ops.TILES``."""
         ops = torch.ops.smart_kernels
         operator = (ops.sparse_conv2d_affine_two_four if with_affine else ops.sparse_conv2d_two_four).default
+        computed = as_computed(geometry)
+        if computed.in_channels != geometry.in_channels:
+            operator = partial(_with_padded_input, operator, computed.in_channels)
         tile, runs = -1 if schedule is None else schedule, packed.runs(path)
         if runs is not None and tile >= len(two_four_ops.TILES):
             tile = -1  # kernels of other generations read all columns
-        return Launch(operator, (*packed.operand(path), geometry.numbers), (tile, runs))
+        return Launch(operator, (*packed.operand(path), computed.numbers), (tile, runs))
+
+
+def as_computed(geometry: Geometry) -> Geometry:
+    """The convolution that the kernels are told of, whose input channels are a multiple of eight."""
+    k, _, r, s = geometry.weight_shape
+    return replace(geometry, weight_shape=(k, padded_channels(geometry.in_channels), r, s))
+
+
+def _with_padded_input(operator: Callable[..., Result], channels: int, x: Tensor, *arguments: object) -> Result:
+    return operator(pad_channels(x, channels), *arguments)
+
+
+def pad_channels(x: Tensor, channels: int) -> Tensor:
+    """Copies (N, C, H, W) into so many channels, in channels_last: zeros lie behind its own."""
+    n, own, h, w = x.shape
+    padded = x.new_zeros(n, h, w, channels)
+    padded[..., :own] = x.permute(0, 2, 3, 1)
+    return padded.permute(0, 3, 1, 2)
 
 
 def overfull_share(mask: Tensor) -> float:

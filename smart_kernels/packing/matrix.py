@@ -48,7 +48,7 @@ class MatrixWeight(PackedWeight):
     @property
     def channels(self) -> int:
         """Input channels, padded."""
-        return -(-self.shape[1] // CHANNELS) * CHANNELS
+        return padded_channels(self.shape[1])
 
     @property
     def all_columns(self) -> int:
@@ -122,3 +122,8 @@ class MatrixWeight(PackedWeight):
     def _joined(self, blocks: Tensor) -> Tensor:
         """The inverse of :meth:`_cut`, (32 * slabs, 128 * blocks)."""
         return blocks.reshape(self.slabs, self.blocks, ROWS, BLOCK).transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def padded_channels(channels: int) -> int:
+    """The input channels that columns are made of: a multiple of eight."""
+    return -(-channels // CHANNELS) * CHANNELS

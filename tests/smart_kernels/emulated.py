@@ -92,7 +92,7 @@ def problem_of(x, operand, geometry, *, scale=None, bias=None, residual=None, re
                affine=None, column_runs=None):  # fmt: skip
     """What a launch is told, the tensors it writes, and those it reads, to be kept alive."""
     n, k, p, q = geometry.output_shape(x.shape)
-    columns = -(-x.shape[1] // 8) * 8 * geometry.weight_shape[2] * geometry.weight_shape[3]
+    columns = x.shape[1] * geometry.weight_shape[2] * geometry.weight_shape[3]
     if column_runs is not None:
         columns = column_runs.shape[2] * 16
     x = x.contiguous(memory_format=torch.channels_last)

@@ -10,6 +10,7 @@ from exact import integers, layer, reference
 from gpu_cases import DIRECT_CASES, HOPPER_CASES, TWO_FOUR_CASES
 
 from smart_kernels import direct_ops, two_four_ops
+from smart_kernels.backends.cuda import as_computed, pad_channels
 from smart_kernels.packing import PackedWeight, TwoFourWeight, UnstructuredWeight
 
 
@@ -32,6 +33,7 @@ class Kernel(NamedTuple):
 
 def two_four(x, packed, geometry, path, tile, **others):
     operand, runs = packed.operand(path), packed.runs(path)
+    x, geometry = pad_channels(x, packed.channels), as_computed(geometry)
     return run(emulated_library(), x, operand, geometry, tile, column_runs=runs, **others)
 
 

@@ -16,7 +16,6 @@ DIRECT_CASES = {
     "large kernel": ((2, 2, 16, 16), (1, 20, 18), {"padding": 3}),
 }
 
-# Channels in eights.
 TWO_FOUR_CASES = {
     "3x3": ((64, 32, 3, 3), (2, 9, 7), {"padding": 1}),
     "3x3, stride 2": ((40, 16, 3, 3), (2, 11, 8), {"padding": 1, "stride": 2}),
@@ -26,6 +25,11 @@ TWO_FOUR_CASES = {
     "5x2, dilated, uneven": ((8, 24, 5, 2), (1, 12, 9), {"padding": (3, 1), "stride": (1, 2), "dilation": (2, 3)}),
     "padding of same": ((16, 8, 2, 4), (1, 6, 6), {"padding": "same"}),
     "more padding than input": ((8, 8, 3, 3), (1, 2, 2), {"padding": 4}),
+    "odd output channels": ((43, 16, 3, 3), (2, 7, 5), {"padding": 1}),
+    "one output channel": ((1, 8, 1, 1), (2, 5, 3), {}),
+    "an image": ((16, 3, 7, 7), (2, 9, 11), {"padding": 3, "stride": 2}),
+    "one channel": ((10, 1, 3, 3), (3, 6, 5), {"padding": 1}),
+    "20 input channels": ((40, 20, 1, 1), (2, 5, 5), {}),
 }
 
 # Of the kernel for Hopper, whose copies have 32 or 64 channels.
@@ -39,6 +43,7 @@ HOPPER_CASES = {
     "padding of same": ((16, 64, 2, 4), (1, 6, 6), {"padding": "same"}),
     "more padding than input": ((8, 32, 3, 3), (1, 2, 2), {"padding": 4}),
     "several tiles of pixels": ((72, 32, 1, 1), (3, 10, 13), {}),
+    "odd output channels": ((75, 32, 3, 3), (2, 7, 5), {"padding": 1}),
     "several tiles of pixels, stride 2": ((40, 64, 3, 3), (2, 23, 21), {"padding": 1, "stride": 2}),
 }
 

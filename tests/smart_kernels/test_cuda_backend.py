@@ -1,9 +1,11 @@
 """What is particular to the cuda backend; test_emulated_backends.py has the rest."""
 
+from functools import partial
+
 import pytest
 import torch
 from emulated_operators import needs_operators
-from exact import integers
+from exact import integers, layer, reference
 from gpu_cases import slab_masks
 from networks import TwoPaths
 
@@ -11,6 +13,7 @@ from smart_kernels import load, save, swap
 from smart_kernels.backends import BACKENDS, Verdict
 from smart_kernels.backends.cuda import CudaBackend, overfull_share
 from smart_kernels.geometry import Geometry
+from smart_kernels.packing import TwoFourWeight
 from smart_kernels.paths import Samples
 
 CUDA = BACKENDS["cuda"]
@@ -20,8 +23,6 @@ CUDA = BACKENDS["cuda"]
     ("shape", "arguments", "dtype", "message"),
     [
         ((32, 16, 3, 3), {}, torch.float32, "float16 and bfloat16, not float32"),
-        ((32, 3, 3, 3), {}, torch.float16, "3 input or 32 output channels"),
-        ((10, 16, 1, 1), {}, torch.float16, "16 input or 10 output channels"),
         ((32, 8, 3, 3), {"groups": 2}, torch.float16, "one group, not 2"),
     ],
 )
@@ -46,6 +47,25 @@ def test_masks_that_overflow_much_are_left_to_others():
     assert overfull_share(mask) == pytest.approx(1 / 3)
     assert not CUDA.suits({"clean": mask})
     assert CUDA.suits({"clean": torch.rand(64, 64, 3, 3) < 0.2})
+
+
+@needs_operators
+@pytest.mark.parametrize("channels", [3, 20])
+def test_input_channels_are_padded_to_copies(fresh_compiler, tiles_run, channels):
+    packed, geometry = layer(TwoFourWeight, (24, channels, 3, 3), dtype=torch.float16, padding=1)
+    x, residual = integers(2, channels, 6, 5, dtype=torch.float16), integers(2, 24, 6, 5, dtype=torch.float16)
+    call = CUDA.bind(packed, geometry, "adv", None, None, True)
+    expected = reference(x, packed, geometry, "adv", residual=residual, relu=True)
+    assert torch.equal(call(x, residual).double(), expected)
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    with torch.inference_mode():
+        assert torch.equal(compiled(x.contiguous(memory_format=torch.channels_last), residual).double(), expected)
+
+
+def test_padding_the_input_is_part_of_the_estimate():
+    estimate = partial(CUDA.estimate_us, density=0.2, device=torch.device("cuda"), dtype=torch.float16)
+    us = [estimate(Geometry.of((64, c, 3, 3), padding=1), (256, c, 32, 32)) for c in (32, 31, 25, 24)]
+    assert us[1] > us[0] and us[1] > us[2] > us[3]
 
 
 @needs_operators

@@ -23,8 +23,9 @@ class Case(NamedTuple):
     dtype: torch.dtype
     operator: str
 
-    def problem(self, **geometry):
-        return layer(FORMATS[self.backend.format], (*CHANNELS, 3, 3), dtype=self.dtype, padding=1, **geometry)
+    def problem(self, outputs=CHANNELS[0]):
+        shape = (outputs, CHANNELS[1], 3, 3)
+        return layer(FORMATS[self.backend.format], shape, dtype=self.dtype, padding=1)
 
     def images(self, *shape):
         return integers(shape[0], CHANNELS[1], *shape[1:], dtype=self.dtype)
@@ -153,12 +154,13 @@ def test_a_swapped_network_runs_on_it(tiles_run, on_any_device, name):
 @needs_operators
 @pytest.mark.parametrize("choice", [[0, 1, 1, 0, 1], [0] * 5, [1] * 5], ids=str)
 @pytest.mark.parametrize(("name", "tile"), OF_SAMPLES)
-def test_each_sample_runs_on_its_own_path(tiles_run, choice, name, tile):
+@pytest.mark.parametrize("outputs", [CHANNELS[0], 43])
+def test_each_sample_runs_on_its_own_path(tiles_run, choice, name, tile, outputs):
     """In one launch, whose tiles hold samples of one path: 45 pixels of five samples fill none of them."""
     case = CASES[name]
-    packed, geometry = case.problem()
-    x, residual = case.images(5, 3, 3), integers(5, CHANNELS[0], 3, 3, largest=2, dtype=case.dtype)
-    scale, bias, second_scale, second_bias = integers(4, 2, CHANNELS[0], largest=2)
+    packed, geometry = case.problem(outputs)
+    x, residual = case.images(5, 3, 3), integers(5, outputs, 3, 3, largest=2, dtype=case.dtype)
+    scale, bias, second_scale, second_bias = integers(4, 2, outputs, largest=2)
     affine = Affine(second_scale, second_bias, True)
     samples = Samples.of(torch.tensor(choice), x)
     results = case.backend.bind_samples(packed, geometry, scale, bias, True, affine, tile)(x, residual, samples)
