@@ -21,6 +21,19 @@ def name(device: torch.device) -> str:
     return str(device)
 
 
+def usable(device: str | torch.device) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: this machine, or this build of torch, has none.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}): give another, as 'cpu'") from error
+
+
 @functools.cache
 def cpu_name() -> str:
     """The processor's name as its maker has it."""

@@ -23,8 +23,8 @@ from smart_kernels.files import replacing
 from smart_kernels.model import SparseModel
 from smart_kernels.modules import PerPathTensors
 from smart_kernels.onnx_export import first_line, write_onnx
-from smart_kernels.twin import check_swapped, dense_twin, single_path
-from smart_kernels.verify import TOLERANCE, VerificationError, relative_error
+from smart_kernels.twin import dense_twin, single_path
+from smart_kernels.verify import TOLERANCE, VerificationError, check_swapped, relative_error
 
 FORMATS = ("pt2", "aoti", "onnx")
 # Where in the exporter's source a node came from: twice the size of the program, and paths of this machine.
@@ -66,6 +66,8 @@ def export(
     check_swapped(sparse)
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}: accepted are {', '.join(map(repr, FORMATS))}")
+    if Path(file).suffix == ".onnx" and format != "onnx":
+        raise ValueError(f"{file} is named as an ONNX file, but format is {format!r}: give 'onnx', or another name")
     chosen = _chosen(sparse, path, format)
     with torch.no_grad():
         sparse(example, path=sparse.paths[0])  # complains of a wrong example in our words

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
-from smart_kernels import backends, graph_json
+from smart_kernels import backends, devices, graph_json
 from smart_kernels.files import replacing
 from smart_kernels.geometry import Geometry
 from smart_kernels.model import SparseModel
@@ -28,6 +28,7 @@ from smart_kernels.packing import PackedWeight
 from smart_kernels.packing.mask_codec import decode_masks, encode_masks
 from smart_kernels.report import Row
 from smart_kernels.stored_layers import read_layer, write_layer
+from smart_kernels.verify import check_swapped
 
 FORMAT = "smart_kernels"
 VERSION = 2
@@ -42,9 +43,11 @@ def save(sparse: SparseModel, path: str | os.PathLike) -> None:
     """Writes a swapped network; a file of that name is replaced only once the new one is complete.
 
     Raises:
+        TypeError: ``sparse`` is no swapped network.
         ValueError: the network cannot be written as a graph of known operations; the message says what is in the way.
         OSError: the file cannot be written.
     """
+    check_swapped(sparse)
     if sparse.uncaptured:
         raise ValueError(f"this network cannot be saved as one file: {sparse.uncaptured}; save its state_dict instead")
     tensors: dict[str, Tensor] = {}
@@ -86,8 +89,9 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> SparseM
     Raises:
         FileError: the file is truncated, altered, or not a swapped network of a version this library reads.
         FileNotFoundError: there is no such file.
+        ValueError: this machine has no such device.
     """
-    path = Path(path)
+    path, device = Path(path), devices.usable(device)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: give one that smart_kernels.save wrote")
     try:
@@ -110,7 +114,7 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> SparseM
             f"{path} was altered or damaged after it was written: its checksum differs; copy or write it again"
         )
     try:
-        return _build(json.loads(text), tensors, torch.device(device)).to(device)
+        return _build(json.loads(text), tensors, device).to(device)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
         raise FileError(
             f"{path} does not describe a network ({error}): write it again with smart_kernels.save"

@@ -61,6 +61,8 @@ class Planner:
     timings: Timings = field(default_factory=lambda: SHARED)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.timings, Timings):
+            raise TypeError(f"timings is a {type(self.timings).__name__}: give smart_kernels.Timings(file)")
         if self.backend != AUTO:
             backends.find(self.backend)
         if self.strict and self.backend == DENSE:

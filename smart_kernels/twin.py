@@ -15,6 +15,7 @@ from smart_kernels.model import SparseModel
 from smart_kernels.modules import PathAffine, PerPathTensors, SparseConv2d, SparseLinear
 from smart_kernels.packing import PackedWeight
 from smart_kernels.protocol import is_hooked, reads_path, stage_of
+from smart_kernels.verify import check_swapped
 
 _PADDINGS = {"reflect": nn.ReflectionPad2d, "replicate": nn.ReplicationPad2d, "circular": nn.CircularPad2d}
 
@@ -101,14 +102,6 @@ def single_path(sparse: SparseModel, path: paths.Path) -> SparseModel:
     if sparse.runs_compact and (compact := sparse._compact.of(sparse.net, path, sparse.paths)) is not None:
         single.net, single.runs_compact = copy.deepcopy(compact.net), False
     return single.eval()
-
-
-def check_swapped(sparse: object) -> None:
-    """Raises TypeError unless it is a swapped network."""
-    if not isinstance(sparse, SparseModel):
-        raise TypeError(
-            f"a {type(sparse).__name__} was given: a swapped network is needed, from smart_kernels.swap or load"
-        )
 
 
 def _pack(conv: SparseConv2d, path: str | float, name: str) -> PackedWeight:

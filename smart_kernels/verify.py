@@ -34,8 +34,10 @@ def verify(model: nn.Module, sparse: SparseModel, x: Tensor, tolerance: float | 
         path -> max |difference| / max |output|.
 
     Raises:
+        TypeError: ``sparse`` is no swapped network.
         VerificationError: a path's error is above the tolerance, or not a number.
     """
+    check_swapped(sparse)
     dtype, original_dtype = _dtype(sparse), _dtype(model)
     if tolerance is None:
         tolerance = max(TOLERANCE.get(each, TOLERANCE[torch.float32]) for each in (dtype, original_dtype))
@@ -58,6 +60,14 @@ def verify(model: nn.Module, sparse: SparseModel, x: Tensor, tolerance: float | 
             "see sparse.report() for the backends used, and please report it"
         )
     return errors
+
+
+def check_swapped(sparse: object) -> None:
+    """Raises TypeError unless it is a swapped network."""
+    if not isinstance(sparse, SparseModel):
+        raise TypeError(
+            f"a {type(sparse).__name__} was given: a swapped network is needed, from smart_kernels.swap or load"
+        )
 
 
 def relative_error(actual: Any, expected: Any) -> float:

@@ -6,7 +6,7 @@ import torch
 from networks import MaskedConv
 from torch import nn
 
-from smart_kernels import native, pack, sparse_conv2d, swap
+from smart_kernels import export, load, native, pack, save, sparse_conv2d, swap, verify
 from smart_kernels.geometry import Geometry
 from smart_kernels.paths import resolve
 
@@ -128,3 +128,25 @@ def test_the_operation_checks_its_operands():
         sparse_conv2d(torch.rand(1, 2, 5, 5), weight)
     with pytest.raises(TypeError, match="input is a list"):
         sparse_conv2d([1], pack(weight, masks))
+
+
+def test_functions_of_swapped_networks_refuse_others(model, images, tmp_path):
+    for call in (lambda: save(model, tmp_path / "m.safetensors"), lambda: verify(swap(model, images), model, images)):
+        with pytest.raises(TypeError, match="a Sequential was given: a swapped network is needed"):
+            call()
+    with pytest.raises(TypeError, match=r"timings is a str: give smart_kernels\.Timings"):
+        swap(model, images, timings="times.json")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_not_blamed_on_the_file(model, images, tmp_path, device):
+    save(swap(model, images), tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used here") as caught:
+        load(tmp_path / "m.safetensors", device)
+    assert type(caught.value) is ValueError
+
+
+def test_a_name_of_another_format_is_refused(model, images, tmp_path):
+    with pytest.raises(ValueError, match="named as an ONNX file, but format is 'pt2'"):
+        export(swap(model, images), images, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
