@@ -64,6 +64,7 @@ SUITES: dict[str, list[NetworkCase]] = {
         for batches in ((256,), (1, 16))
         for pattern, density, backend in (
             ("block:64x16", 0.2, None),
+            ("coupled:16", 0.2, None),
             ("channel", 0.2, None),
             ("unstructured", 1.0, None),
             # Sparse tensor cores, which keep half of all slots, whatever of them is used.

@@ -93,16 +93,19 @@ def studies_note() -> str:
     return study_tables.note(read(file), f"[{file.name}](../benchmarks/results/studies/{file.name})")
 
 
+APART = ("dial", "channels")  # studies whose results are in files of their own
 # Page -> the parts it has, and what writes each.
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     README: {"results": suite, "demo": demo, "seeds": seeds},
     KERNELS: {"layers": layer_rates},
-    MASKS: {"studies": studies_note, **{name: partial(study, name) for name in STUDIES if name != "dial"}},
+    MASKS: {"studies": studies_note, **{name: partial(study, name) for name in STUDIES if name not in APART}},
 }
 # Pictures of the studies, and what draws each.
 STUDY_PICTURES: dict[str, Callable[..., None]] = {
     "methods.png": partial(study_plots.plot_trade_off, study="methods"),
-    "choices.png": partial(study_plots.plot_choices, studies=[name for name in STUDIES if name != "methods"]),
+    "choices.png": partial(
+        study_plots.plot_choices, studies=[name for name in STUDIES if name not in ("methods", *APART)]
+    ),
 }
 
 

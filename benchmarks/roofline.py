@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ import torch
 import smart
 import smart_kernels
 from smart.text import align
-from smart_kernels import patterns
+from smart_kernels import compaction, patterns
+from smart_kernels.backends import find
 from smart_kernels.backends.gpu_costs import GPUS, Efficiency, Floors, Gpu
 from smart_kernels.files import write_text
 from smart_kernels.modules import SparseConv2d
@@ -34,6 +35,7 @@ from smart_kernels.patterns import NM, SLAB, VNM, Block, Channel, Pattern, Unstr
 
 DTYPES = {"float16": 2, "bfloat16": 2, "tf32": 4, "float32": 4}  # bytes
 CODE_BYTES = 4  # of a kept block
+Sides = tuple[float, float]  # of its input and output channels, the parts that a layer has left
 IMAGES = {"wrn_40_2": (3, 96, 96)}  # of other networks 3x32x32
 
 
@@ -107,17 +109,49 @@ def layers_of(network: str, image: Sequence[int]) -> list[Layer]:
     return layers
 
 
+def channels_of(network: str, image: Sequence[int], pattern: Channel, density: float) -> dict[str, Sides]:
+    """The parts of its input and output channels that each layer has left, of random masks on the clean path.
+
+    Activations are compact: tensors carry the channels that live and are needed, filled up as on a GPU
+    (:mod:`smart_kernels.compaction`).
+    """
+    model = smart.create_model(network, in_channels=image[0], density=density, pattern=str(pattern), seed=0).eval()
+    sparse = smart_kernels.swap(model, torch.zeros(1, *image), backend="dense", measure=False)
+    dense = find("dense")
+    compact = compaction.compact(
+        sparse.net, "clean", "clean", lambda name, weight, masks, *_: (dense.pack(weight, masks), dense.name)
+    )
+    if compact is None:
+        return {}
+
+    def part(left: int, full: int) -> float:
+        return min(-(-left // compaction.GROUP) * compaction.GROUP, full) / full
+
+    return {name: (part(*channels[:2]), part(*channels[2:])) for name, channels in compact.channels.items()}
+
+
 def floors(
-    layer: Layer, pattern: Pattern, density: float, batch: int, itemsize: int, gpu: Gpu, efficiency: Efficiency
+    layer: Layer,
+    pattern: Pattern,
+    density: float,
+    batch: int,
+    itemsize: int,
+    gpu: Gpu,
+    efficiency: Efficiency,
+    sides: Sides | None = None,
 ) -> Floors:
     """The floors of a layer; density 1 is the dense one, whatever the pattern.
 
-    Masks of channels keep the root of the density on either side, and activations stay compact between layers.
+    Activations of channel masks stay compact between layers.
+
+    Args:
+        sides: of channel masks, the parts of the input and output channels that are left; unless given the root of the
+            density each.
     """
-    density = density if layer.holds(pattern) else 1.0
+    density = density if layer.holds(pattern) or (sides and density < 1) else 1.0
     sparse = density < 1
     flops, peak = 2.0 * layer.weights * layer.uses * batch * density, gpu.tflops
-    weight_bytes, kept = layer.weights * itemsize * density, 1.0
+    weight_bytes, (inputs, outputs) = layer.weights * itemsize * density, (1.0, 1.0)
     if sparse and isinstance(pattern, NM):
         # The sparse tensor core multiplies what is kept of 2:4 at twice the rate per weight of the whole.
         flops = 2.0 * layer.weights * layer.uses * batch * max(density, 0.5)
@@ -129,10 +163,12 @@ def floors(
     if sparse and isinstance(pattern, Block):
         weight_bytes += layer.weights * density / (pattern.out_channels * pattern.in_channels) * CODE_BYTES
     if sparse and isinstance(pattern, Channel):
-        kept = density**0.5
+        inputs, outputs = sides or (density**0.5, density**0.5)
+        flops = 2.0 * layer.weights * layer.uses * batch * inputs * outputs
+        weight_bytes = layer.weights * itemsize * inputs * outputs
     if sparse and isinstance(pattern, Unstructured):
         peak, weight_bytes = gpu.plain_tflops, layer.weights * (density * itemsize + 1 / 8)
-    numbers = batch * (layer.reads + layer.writes + layer.second + layer.residual) * kept
+    numbers = batch * (layer.reads * inputs + (layer.writes + layer.second + layer.residual) * outputs)
     return Floors.of(flops, peak, numbers * itemsize + weight_bytes, gpu, efficiency)
 
 
@@ -144,11 +180,19 @@ def compare(
     dtype: str,
     gpu: Gpu,
     efficiency: Efficiency | None = None,
+    channels: Mapping[str, Sides] | None = None,
 ) -> dict[str, Any]:
-    """Each layer dense and sparse, and the whole network: microseconds, ``bound`` and ``expected`` speed-up."""
+    """Each layer dense and sparse, and the whole network: microseconds, ``bound`` and ``expected`` speed-up.
+
+    Args:
+        channels: of channel masks, as :func:`channels_of` finds them.
+    """
     efficiency, rows = efficiency or Efficiency(), []
     for layer in layers:
-        dense, sparse = (floors(layer, pattern, each, batch, DTYPES[dtype], gpu, efficiency) for each in (1.0, density))
+        sides = (channels or {}).get(layer.name)
+        dense, sparse = (
+            floors(layer, pattern, each, batch, DTYPES[dtype], gpu, efficiency, sides) for each in (1.0, density)
+        )
         rows.append(
             {
                 "layer": layer.name,
@@ -194,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("network", choices=smart.list_models())
-    parser.add_argument("--pattern", default="block:64x16", help="unstructured, 2:4, 64:2:8, block:KxC or channel")
+    parser.add_argument("--pattern", default="block:64x16", help=patterns.SPELLINGS)
     parser.add_argument("--density", type=float, default=0.2, help="of the masked layers")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--image", type=int, nargs=3, metavar=("C", "H", "W"), help="default: as the suites have it")
@@ -214,11 +258,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     if arguments.batch < 1 or not 0 < arguments.density <= 1:
         parser.error("--batch must be at least 1, and --density above 0 and at most 1")
-    layers = layers_of(arguments.network, arguments.image or IMAGES.get(arguments.network, (3, 32, 32)))
+    image = arguments.image or IMAGES.get(arguments.network, (3, 32, 32))
+    layers, channels = layers_of(arguments.network, image), None
+    if isinstance(pattern, Channel) and arguments.density < 1:
+        channels = channels_of(arguments.network, image, pattern, arguments.density)
     efficiency = Efficiency(arguments.arithmetic, arguments.memory, arguments.start_us)
     if min(efficiency.arithmetic, efficiency.memory) <= 0:
         parser.error("--arithmetic and --memory are shares of the peaks: give numbers above 0")
-    result = compare(layers, pattern, arguments.density, arguments.batch, arguments.dtype, gpu, efficiency)
+    result = compare(layers, pattern, arguments.density, arguments.batch, arguments.dtype, gpu, efficiency, channels)
     print(table(result))
     if arguments.json:
         given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}

@@ -123,8 +123,8 @@ def _time_batch(
 def _pattern(model: nn.Module, sparse: SparseModel) -> str:
     """The patterns of the layers that have one."""
     patterns = {row["pattern"] for row in sparse.report() if row["pattern"] != "dense"}
-    if patterns == {"channel"} and getattr(model, "pattern", "") == "coupled":
-        return "coupled"  # no layer by itself shows it
+    if patterns == {"channel"}:
+        return getattr(model, "pattern", "channel")  # no layer by itself shows whether it is coupled
     return "/".join(sorted(patterns)) or "dense"
 
 

@@ -128,7 +128,8 @@ def convert(
     pattern = plan.pattern
     streams = _streams(net, strict) if how.masks and isinstance(pattern, Coupled) else None
     if streams is not None:
-        apply_coupled_masks(CoupledLayers(smart_convs(net), streams), plan.density, plan.overlap, seed)
+        coupled = CoupledLayers(smart_convs(net), streams)
+        apply_coupled_masks(coupled, plan.density, plan.overlap, seed, pattern.multiple)
     elif how.masks:
         pattern = Channel() if isinstance(pattern, Coupled) else pattern
         apply_random_masks(smart_convs(net), plan.density, plan.overlap, seed, pattern, plan.allocation)

@@ -50,33 +50,40 @@ class CoupledLayers:
                     found[stream] = layer.masks[path].transpose(0, side).flatten(1).any(1)
         return found
 
-    def counts(self, density: float) -> dict[Stream, int]:
+    def counts(self, density: float, multiple: int = 1) -> dict[Stream, int]:
         """How many channels each stream keeps, so that the layers together keep that part of their weights.
 
         All streams keep about the same part of their channels: about sqrt(density), more where whole streams leave
-        layers only one side to drop from. They grow channel by channel, the stream first that is next to be rounded up,
-        until the density is as near as it comes. Every stream keeps one channel at least.
+        layers only one side to drop from. They grow step by step, the stream first that is next to be rounded up, until
+        the density is as near as it comes. Every stream keeps one step of channels at least.
+
+        Args:
+            multiple: the channels of a step; a stream that has no multiple of it may end with fewer.
         """
-        counts = {stream: stream.channels if stream.whole else 1 for stream in self.streams}
+        counts = {
+            stream: stream.channels if stream.whole else min(multiple, stream.channels) for stream in self.streams
+        }
         wanted = density * sum(layer.weight.numel() for layer in self.layers.values())
         total = sum(self._alive(name, counts) for name in self.layers)
-        # The part at which a stream's share of channels is rounded up to one more.
-        steps = [(1.5 / stream.channels, i) for i, stream in enumerate(self.streams) if not stream.whole]
+
+        def part_of_next(stream: Stream) -> float:
+            """The part of all channels at which a stream's share is rounded up to one step more."""
+            return (counts[stream] + multiple / 2) / stream.channels
+
+        steps = [(part_of_next(stream), i) for i, stream in enumerate(self.streams)]
         heapq.heapify(steps)
         while total < wanted and steps:
             _, i = heapq.heappop(steps)
             stream = self.streams[i]
             if counts[stream] == stream.channels:
                 continue
+            grown = counts | {stream: min(counts[stream] + multiple, stream.channels)}
             touched = {*stream.writers, *stream.readers}
-            before = sum(self._alive(name, counts) for name in touched)
-            counts[stream] += 1
-            added = sum(self._alive(name, counts) for name in touched) - before
+            added = sum(self._alive(name, grown) - self._alive(name, counts) for name in touched)
             if total + added - wanted > wanted - total:
-                counts[stream] -= 1
                 break
-            total += added
-            heapq.heappush(steps, ((counts[stream] + 0.5) / stream.channels, i))
+            counts, total = grown, total + added
+            heapq.heappush(steps, (part_of_next(stream), i))
         return counts
 
     def _alive(self, name: str, counts: Mapping[Stream, int]) -> int:
@@ -85,15 +92,18 @@ class CoupledLayers:
 
 
 @torch.no_grad()
-def apply_coupled_masks(coupled: CoupledLayers, density: Mapping[str, float], overlap: str | float, seed: int) -> None:
+def apply_coupled_masks(
+    coupled: CoupledLayers, density: Mapping[str, float], overlap: str | float, seed: int, multiple: int = 1
+) -> None:
     """Gives layers random masks of channels that their streams agree on, and zeroes weights outside the union.
 
     Args:
         density: of each path, in (0, 1].
         overlap: of the channels of each stream: "independent", "shared" or "nested".
+        multiple: of which the numbers of channels are multiples.
     """
     generator = torch.Generator().manual_seed(seed)
-    counts = {path: coupled.counts(density[path]) for path in PATHS}
+    counts = {path: coupled.counts(density[path], multiple) for path in PATHS}
     drawn: dict[Stream, dict[str, Tensor]] = {}
     for stream in coupled.streams:
         own = "shared" if coupled.shares_mask(stream) else overlap

@@ -149,20 +149,32 @@ class Coupled(Channel):
 
     Of one layer it asks no more than :class:`Channel`; which layers are coupled :mod:`smart_kernels.coupling` finds.
     The name is that of structural pruning, as in DepGraph (Fang et al., arXiv 2301.12900).
+
+    Attributes:
+        multiple: of which the numbers of kept channels are multiples, as far as layers have as many; hardware that
+            takes 16 channels at a time fills up any others.
     """
 
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        if self.multiple < 1:
+            raise ValueError(f"pattern {self}: channels are kept in multiples of 1 or more")
+
     def __str__(self) -> str:
-        return "coupled"
+        return "coupled" if self.multiple == 1 else f"coupled:{self.multiple}"
 
 
 Pattern = Unstructured | NM | VNM | Block | Channel | Coupled
-SPELLINGS = "unstructured, N:M such as 2:4, V:N:M such as 64:2:8, block:KxC such as block:64x16, channel, coupled"
+SPELLINGS = (
+    "unstructured, N:M such as 2:4, V:N:M such as 64:2:8, block:KxC such as block:64x16, channel, coupled, coupled:16"
+)
 
 
 def parse(text: str | Pattern) -> Pattern:
     """Reads a pattern's spelling: ``"unstructured"``, ``"2:4"``, ``"64:2:8"``, ``"block:64x16"`` or ``"channel"``.
 
-    Also ``"coupled"``, and ``"channels"`` for ``"channel"``.
+    Also ``"coupled"`` and its multiples such as ``"coupled:16"``, and ``"channels"`` for ``"channel"``.
 
     Raises:
         ValueError: any other text.
@@ -173,8 +185,8 @@ def parse(text: str | Pattern) -> Pattern:
         return Unstructured()
     if text in ("channel", "channels"):
         return Channel()
-    if text == "coupled":
-        return Coupled()
+    if match := re.fullmatch(r"coupled(?::(\d+))?", text):
+        return Coupled(int(match[1] or 1))
     if match := re.fullmatch(r"(\d+):(\d+)", text):
         return NM(int(match[1]), int(match[2]))
     if match := re.fullmatch(r"(\d+):(\d+):(\d+)", text):
@@ -183,7 +195,7 @@ def parse(text: str | Pattern) -> Pattern:
         return Block(int(match[1]), int(match[2]))
     raise ValueError(
         f"unknown pattern {text!r}: accepted are 'unstructured', 'N:M' such as '2:4', "
-        "'V:N:M' such as '64:2:8', 'block:KxC' such as 'block:64x16', 'channel', and 'coupled'"
+        "'V:N:M' such as '64:2:8', 'block:KxC' such as 'block:64x16', 'channel', 'coupled', and 'coupled:16'"
     )
 
 

@@ -140,5 +140,15 @@ STUDIES: dict[str, Study] = {
         "How the dial is trained, density 0.2",
         (SMART, StudyCase("SMART, dial trained", "smart", SMART.masks, {"dial": "sampled"})),
     ),
+    "channels": Study(
+        "Whole channels, density 0.2: drawn for each layer, and coupled",
+        (
+            SMART,
+            _mask("channels, 0.2", pattern="channel"),
+            StudyCase("channels, 0.2, static", "smart", {**SMART.masks, "pattern": "channel"}, {"rewire": "static"}),
+            _mask("coupled, 0.2", pattern="coupled"),
+            StudyCase("coupled, 0.2, static", "smart", {**SMART.masks, "pattern": "coupled"}, {"rewire": "static"}),
+        ),
+    ),
 }
 CASES: dict[str, StudyCase] = {case.name: case for study in STUDIES.values() for case in study.cases}

@@ -118,6 +118,20 @@ def test_the_command_prints_and_writes(capsys, tmp_path):
     assert json.loads(file.read_text())["gpu"]["tflops"] == 700
 
 
+def test_channels_are_counted_as_networks_of_such_masks_have_them():
+    layer = floors(LAYER, parse("channel"), 0.2, 2, 2, GPU, PERFECT, (0.5, 0.25))
+    dense = floors(LAYER, parse("channel"), 1.0, 2, 2, GPU, PERFECT)
+    assert layer.arithmetic_us == pytest.approx(dense.arithmetic_us / 8)
+    numbers = 2 * (3200 * 0.5 + 12800 * 0.25) * 2 + 18432 * 2 / 8
+    assert layer.memory_us == pytest.approx(numbers / GPU.terabytes_per_s / 1e6)
+    found = {name: roofline.channels_of("wrn_40_2", (3, 32, 32), parse(name), 0.2) for name in ("channel", "coupled")}
+    # The first stage's stream of 32 channels, and the inside of its first block.
+    for name, stream, inside in (("channel", 1.0, 0.5), ("coupled", 0.5, 0.5)):
+        assert found[name]["net.stages.0.1.conv1"] == (stream, inside), name
+        assert found[name]["net.stages.0.1.conv2"] == (inside, stream), name
+    assert found["coupled"]["net.conv1"] == (1.0, 1.0)  # of 16 channels no tensor core takes fewer
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

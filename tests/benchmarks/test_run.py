@@ -178,10 +178,11 @@ def test_the_gpu_suite():
         for case in SUITES["gpu"]
         for batch in case.batches
     ]
-    assert len(runs) == len(set(runs)) == 45 and {run[-1] for run in runs} == {1, 16, 256}
+    assert len(runs) == len(set(runs)) == 54 and {run[-1] for run in runs} == {1, 16, 256}
     assert {run[1:4] for run in runs} == {
         ("block:64x16", 0.2, "float16"),
         ("channel", 0.2, "float16"),
+        ("coupled:16", 0.2, "float16"),
         ("unstructured", 1.0, "float16"),
         ("2:4", 0.5, "float16"),
         ("unstructured", 0.2, "float16"),
@@ -203,11 +204,11 @@ def test_the_gpu_suite_stops_at_its_limit_and_goes_on(measured, tmp_path, monkey
         "wrn_16_8, block:64x16, density 0.2, batch 256",
     ]
     (file,) = tmp_path.glob("gpu-cuda-*.json")
-    assert "13 of 15 are left after 250 s: --append goes on" in capsys.readouterr().out
+    assert "16 of 18 are left after 250 s: --append goes on" in capsys.readouterr().out
     run.main(suite)
-    assert len(measured) == len(set(measured)) == 15
+    assert len(measured) == len(set(measured)) == 18
     run.main(suite)
-    assert len(measured) == 15 and len(results.read(file)["rows"]) == 45
+    assert len(measured) == 18 and len(results.read(file)["rows"]) == 54
 
 
 @pytest.mark.parametrize(("own", "taken"), [("channels", "channels"), (None, "dense")])

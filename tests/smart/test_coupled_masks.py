@@ -72,6 +72,25 @@ def test_densities_are_met_to_a_channel(name, density):
             assert abs(int(channels.sum()) - math.sqrt(wanted) * stream.channels) < 1.05, (path, stream)
 
 
+@pytest.mark.parametrize("density", [0.2, 0.5])
+def test_channels_come_in_multiples(density):
+    model = create_model("wrn_40_2", density=density, pattern="coupled:16")
+    groups, kept = coupled(model), assert_coupled(model)["adv"]
+    assert {int(channels.sum()) % 16 for channels in kept.values()} == {0}
+    alive = sum(int(layer.mask_adv.sum()) for layer in groups.layers.values())
+    weights = sum(layer.weight.numel() for layer in groups.layers.values())
+    assert alive / weights == pytest.approx(density, abs=0.011)  # a step is an eighth of the widest stream
+    assert min(rewire(model).values()) > 0
+    assert {int(each.sum()) % 16 for path in PATHS for each in assert_coupled(model)[path].values()} == {0}
+
+
+def test_a_stream_that_has_no_multiple_keeps_what_it_has():
+    net = nn.Sequential(nn.Conv2d(3, 20, 3), nn.ReLU(), nn.Conv2d(20, 7, 3))
+    for density, wanted in ((0.1, [16, 7]), (1.0, [20, 7])):
+        model = convert(net, density, "coupled:16")
+        assert [int(layer.mask_adv.flatten(1).any(1).sum()) for layer in smart_convs(model).values()] == wanted
+
+
 def test_layers_with_one_mask_give_their_streams_one_set_of_channels():
     model = make(dedicated_layers=r"stages\.1\..*")
     for _ in range(2):
@@ -128,8 +147,7 @@ def test_activations_keep_the_channels_of_their_stream_and_nothing_changes(name)
         for layer, conv in smart_convs(model).items():
             inputs, _, outputs, _ = compact.channels[layer]
             kept = [int(conv.masks[path].transpose(0, side).flatten(1).any(1).sum()) for side in (1, 0)]
-            # One channel more may stand for all constants.
-            assert kept[0] <= inputs <= kept[0] + 1 and kept[1] <= outputs <= kept[1] + 1, layer
+            assert [inputs, outputs] == kept, layer
 
 
 def rewire(model, progress=0.0, **options):

@@ -5,7 +5,8 @@ from smart_kernels import patterns
 
 
 @pytest.mark.parametrize(
-    "text", ["unstructured", "2:4", "1:4", "4:8", "64:2:8", "block:64x16", "block:1x1", "channel", "coupled"]
+    "text",
+    ["unstructured", "2:4", "1:4", "4:8", "64:2:8", "block:64x16", "block:1x1", "channel", "coupled", "coupled:16"],
 )
 def test_spellings_round_trip(text):
     assert str(patterns.parse(text)) == text
@@ -28,6 +29,8 @@ def test_spellings_round_trip(text):
         "block:4",
         "random",
         "2 : 4",
+        "coupled:0",
+        "coupled:",
     ],
 )
 def test_other_spellings_are_refused(text):
