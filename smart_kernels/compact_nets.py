@@ -72,7 +72,7 @@ class CompactNets:
         planned = self.plan.get(name)
         backend = planned and backends.runnable(planned, geometry, masks, weight.dtype, weight.device)
         if backend:
-            return backend.pack(weight, masks), backend.name
+            return backend.pack(weight, masks, geometry.groups), backend.name
         choice = Planner(measure=False).choose(weight, masks, geometry, shape, name)
         return choice.packed, choice.backend
 

@@ -298,7 +298,7 @@ def _read_weight(
 
     backend = backends.runnable(entry["backend"], geometry, masks, weight.dtype, device) or backends.find("dense")
     # Layers that lie on the device already are not planned anew by what moves the rest of the network there.
-    return backend.pack(weight, masks).to(device), backend.name
+    return backend.pack(weight, masks, geometry.groups).to(device), backend.name
 
 
 def _per_path(

@@ -99,7 +99,7 @@ def backend_for(packed: PackedWeight, x: Tensor, geometry: Geometry) -> Backend:
     """The first backend that reads this format and runs on this input; dense runs any format."""
     for backend in BACKENDS.values():
         runs = backend.format == packed.format and backend.supports(geometry, x.dtype, x.device)
-        if runs and backend.accepts(packed):
+        if runs and backend.accepts(packed, geometry):
             return backend
     return BACKENDS["dense"]
 

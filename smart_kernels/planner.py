@@ -97,11 +97,11 @@ class Planner:
         if self.strict and not full and able == [DENSE]:
             raise DenseFallbackError(f"{name}: {_refusals(verdicts)}")
         if self.backend != AUTO and self.backend in able:
-            return Choice(self.backend, _pack(self.backend, weight, masks, name), "asked for")
+            return Choice(self.backend, _pack(self.backend, weight, masks, geometry, name), "asked for")
         if full:
-            return Choice(DENSE, _pack(DENSE, weight, masks, name), "no path has zeros to skip")
+            return Choice(DENSE, _pack(DENSE, weight, masks, geometry, name), "no path has zeros to skip")
         if able == [DENSE]:
-            return Choice(DENSE, _pack(DENSE, weight, masks, name), _refusals(verdicts))
+            return Choice(DENSE, _pack(DENSE, weight, masks, geometry, name), _refusals(verdicts))
         return self._fastest(able, weight, masks, geometry, input_shape, name)
 
     def _fastest(
@@ -116,12 +116,12 @@ class Planner:
         allowed = [candidate for candidate in able if not (self.strict and candidate == DENSE)]
         if input_shape is None or not all(input_shape):
             why = "not measured: the input's shape is unknown here"
-            return Choice(allowed[0], _pack(allowed[0], weight, masks, name), why)
+            return Choice(allowed[0], _pack(allowed[0], weight, masks, geometry, name), why)
         path = max(masks, key=lambda each: int(masks[each].sum()))
         estimates = self._estimate(able, geometry, input_shape, float(masks[path].float().mean()), weight)
         if self.measure:
             hopeful = [each for each in able if estimates[each] <= HOPELESS * min(estimates.values())]
-            packed = {each: _pack(each, weight, masks, name) for each in {*hopeful, *allowed[:1]}}
+            packed = {each: _pack(each, weight, masks, geometry, name) for each in {*hopeful, *allowed[:1]}}
             times = self._measure(packed, path, masks, geometry, input_shape)
         else:
             times, packed = estimates, {}
@@ -130,7 +130,9 @@ class Planner:
         why = _comparison(chosen, dense_us, sparse_us)
         if not self.measure:
             why, dense_us, sparse_us = f"{why} (estimated, not measured)", None, None
-        return Choice(chosen, packed.get(chosen) or _pack(chosen, weight, masks, name), why, dense_us, sparse_us)
+        return Choice(
+            chosen, packed.get(chosen) or _pack(chosen, weight, masks, geometry, name), why, dense_us, sparse_us
+        )
 
     def _estimate(
         self, able: list[str], geometry: Geometry, input_shape: torch.Size, density: float, weight: Tensor
@@ -189,8 +191,8 @@ def _refusals(verdicts: Mapping[str, backends.Verdict]) -> str:
     return "; ".join(dict.fromkeys(verdict.why for verdict in verdicts.values() if not verdict))
 
 
-def _pack(backend: str, weight: Tensor, masks: Mapping[str, Tensor], name: str) -> PackedWeight:
+def _pack(backend: str, weight: Tensor, masks: Mapping[str, Tensor], geometry: Geometry, name: str) -> PackedWeight:
     try:
-        return backends.find(backend).pack(weight, masks)
+        return backends.find(backend).pack(weight, masks, geometry.groups)
     except ValueError as error:
         raise ValueError(f"{name} cannot be packed: {error}") from error

@@ -106,7 +106,8 @@ def single_path(sparse: SparseModel, path: paths.Path) -> SparseModel:
 
 def _pack(conv: SparseConv2d, path: str | float, name: str) -> PackedWeight:
     masks = [conv.packed.mask(each) for each in ([path] if isinstance(path, str) else conv.packed.paths)]
-    return find(conv.backend).pack(conv.packed.dense(path), {name: masks[0] | masks[-1]})
+    masks = {name: masks[0] | masks[-1]}
+    return find(conv.backend).pack(conv.packed.dense(path), masks, conv.geometry.groups)
 
 
 def _tensors_of(tensors: PerPathTensors | None, path: str | float, name: str) -> dict[str, Tensor] | None:

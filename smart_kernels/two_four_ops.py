@@ -10,7 +10,8 @@ Arguments that both take:
     order, first: None, or (N,) int32, the samples sorted by path, and (1,) int32, how many run on the first, whose
         slabs begin at 0; ``first_slab`` is the second's then.
     tile: which of ``TILES``, -1 chooses one by the size of the layer; from ``len(TILES)`` on, which of ``WGMMA_TILES``.
-    column_runs: ``TwoFourWeight.runs`` of the path; with it tiles are at most 64 channels tall.
+    column_runs: ``TwoFourWeight.runs`` of the path; with it tiles are at most 64 channels tall, or 32 where
+        each slab has its own.
 
 Both give results in channels_last.
 """

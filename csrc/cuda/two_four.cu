@@ -46,7 +46,7 @@ void launch(const TwoFour& p, cudaStream_t stream) {
 // Large tiles where they fill the GPU, else small ones; no taller than there are channels.
 template <class Element>
 int choose_tile(const TwoFour& p, int device) {
-  if (p.slabs == 1) return 3;
+  if (p.slabs == 1 || p.run_slabs == 1) return 3;
   int processors = 0;
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "counting multiprocessors");
   if (p.slabs == 2 || p.column_runs) return thread_blocks<Flat<Element>>(p) >= processors ? 1 : 2;
@@ -56,8 +56,10 @@ int choose_tile(const TwoFour& p, int device) {
 template <class Element>
 void launch_tile(const TwoFour& p, int64_t tile, int device) {
   const cudaStream_t stream = current_stream(device);
-  SMART_CHECK(!p.column_runs || (tile != 0 && tile < 4), "tile is ", tile,
-              ", but channels of the weight leave out columns: accepted are 1 (flat), 2 (small), 3 (narrow), and -1");
+  SMART_CHECK(!p.column_runs || tile < 0 || tile == 3 || (p.run_slabs == 2 && (tile == 1 || tile == 2)), "tile is ",
+              tile, ", but ", p.run_slabs * kSlabChannels,
+              " channels of the weight leave out columns together: accepted "
+              "are 3 (narrow), for 64 also 1 (flat) and 2 (small), and -1");
   switch (tile < 0 ? choose_tile<Element>(p, device) : tile) {
     case 0: return launch<Large<Element>>(p, stream);
     case 1: return launch<Flat<Element>>(p, stream);
@@ -95,12 +97,13 @@ TwoFour read(const Tensor& x, const Operand& w, const std::vector<int64_t>& geom
   p.columns = narrowed(c.kernel_h * c.kernel_w * c.in_channels, "columns");
   p.slabs = (p.out_channels + kSlabChannels - 1) / kSlabChannels;
   if (column_runs) {
-    const int64_t runs =
-        column_runs->numel() / ((w.values.size(0) / p.slabs) * ((p.slabs + kTallSlabs - 1) / kTallSlabs));
-    SMART_CHECK(0 < runs && runs * kRunColumns <= p.columns && p.channels % kRunColumns == 0, "column_runs has shape ",
-                shape_of(*column_runs), ": the weight has no such runs of columns");
-    check_kind(*column_runs, "column_runs", x, ScalarType::Int,
-               runs * (w.values.size(0) / p.slabs) * ((p.slabs + kTallSlabs - 1) / kTallSlabs));
+    const int64_t paths = w.values.size(0) / p.slabs, tiles = column_runs->dim() == 3 ? column_runs->size(1) : 0;
+    const int64_t runs = tiles > 0 ? column_runs->size(2) : 0;
+    p.run_slabs = tiles == (p.slabs + 1) / 2 ? 2 : 1;
+    SMART_CHECK((tiles == p.slabs || tiles == (p.slabs + 1) / 2) && 0 < runs && runs * kRunColumns <= p.columns &&
+                    p.channels % kRunColumns == 0,
+                "column_runs has shape ", shape_of(*column_runs), ": the weight has no such runs of columns");
+    check_kind(*column_runs, "column_runs", x, ScalarType::Int, paths * tiles * runs);
     p.column_runs = static_cast<const int32_t*>(column_runs->const_data_ptr());
     p.columns = static_cast<int>(runs * kRunColumns);
   }

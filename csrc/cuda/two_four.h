@@ -17,7 +17,6 @@ constexpr int kCopyElements = 8;                             // of 16 bits, copi
 constexpr int kBlockCopies = kBlockColumns / kCopyElements;  // of a pixel
 constexpr int kRowBytes = kBlockColumns * sizeof(uint16_t);  // of a pixel in shared memory
 constexpr int kRunColumns = 16;                              // of a run, which is left out as a whole
-constexpr int kTallSlabs = 2;                                // slabs that leave out the same runs
 constexpr int kFragmentElements = 8;                         // of the weight, that a lane gives an instruction
 
 // Passed by value. 16-bit floats are given as their bits.
@@ -34,13 +33,14 @@ struct TwoFour {
   uint16_t* y;
   const float *second_scale, *second_bias;
   uint16_t* second;  // null: there is no second result, y * second_scale + second_bias
-  // Null: a slab has all columns. Else the runs of 16 that each two slabs have, of each path; -1 is a run of zeros.
+  // Null: a slab has all columns. Else the runs of 16 that each `run_slabs` slabs have, of each path; -1 is a run of
+  // zeros.
   const int32_t* column_runs;
   int batch, height, width, channels;
   int out_channels, out_height, out_width;
   int pixels;  // batch * out_height * out_width
   int kernel_w, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
-  int columns, steps, blocks, slabs, first_slab;
+  int columns, steps, blocks, slabs, first_slab, run_slabs;
   bool relu, second_relu;
 };
 

@@ -18,8 +18,8 @@ class TwoFourBody {
     first_slab = p.order && !range.second ? 0 : p.first_slab;
     tile_slab = device.block() % tiles * Traits::kSlabs;
     if (p.column_runs) {
-      const int tall = (p.slabs + kTallSlabs - 1) / kTallSlabs;
-      const int tile = first_slab / p.slabs * tall + tile_slab / kTallSlabs;
+      const int of_path = (p.slabs + p.run_slabs - 1) / p.run_slabs;
+      const int tile = first_slab / p.slabs * of_path + tile_slab / p.run_slabs;
       runs = p.column_runs + static_cast<int64_t>(tile) * (p.columns / kRunColumns);
     }
     const int warp = device.thread() / 32;

@@ -89,9 +89,9 @@ class Backend(ABC):
         """Whether these masks drop what the backend can skip; without it the backend would be another dense one."""
         return Verdict(True)
 
-    def pack(self, weight: Tensor, masks: Mapping[str, Tensor]) -> PackedWeight:
+    def pack(self, weight: Tensor, masks: Mapping[str, Tensor], groups: int = 1) -> PackedWeight:
         """Packs a weight (K, C/groups, R, S) and its masks for :meth:`run`."""
-        return FORMATS[self.format](weight, masks)
+        return FORMATS[self.format].of(weight, masks, groups)
 
     @abstractmethod
     def bind(
@@ -109,8 +109,8 @@ class Backend(ABC):
         The call it returns holds on to the packed tensors of now. With ``affine`` it returns both results.
         """
 
-    def accepts(self, packed: PackedWeight) -> Verdict:
-        """Whether the backend runs this weight of its format."""
+    def accepts(self, packed: PackedWeight, geometry: Geometry) -> Verdict:
+        """Whether the backend runs a convolution that it supports from this weight of its format."""
         return Verdict(True)
 
     def runs_samples(self, packed: PackedWeight) -> bool:

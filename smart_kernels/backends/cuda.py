@@ -16,9 +16,9 @@ from smart_kernels.backends.base import Result, Verdict
 from smart_kernels.backends.gpu import GpuBackend, Launch
 from smart_kernels.backends.gpu_costs import OWN, layer_us
 from smart_kernels.geometry import Geometry
-from smart_kernels.packing.fragments import GROUP, KEPT
+from smart_kernels.packing.fragments import GROUP, KEPT, ROWS
 from smart_kernels.packing.matrix import padded_channels
-from smart_kernels.packing.two_four import TwoFourWeight
+from smart_kernels.packing.two_four import RUN, TwoFourWeight
 
 DTYPES = (torch.float16, torch.bfloat16)
 # Groups of which more than two weights are kept. Random masks of 40 % have that many: half as many steps again, of half
@@ -38,8 +38,9 @@ class CudaBackend(GpuBackend):
         if dtype not in DTYPES:
             name = str(dtype).removeprefix("torch.")
             return Verdict(False, f"sparse tensor cores take float16 and bfloat16, not {name}")
-        if geometry.groups > 1:
-            return Verdict(False, f"the cuda kernels take one group, not {geometry.groups}")
+        if geometry.groups > 1 and (channels := geometry.weight_shape[1]) < GROUP:
+            why = f"sparse tensor cores drop two of {GROUP} input channels, groups of {channels} have no such"
+            return Verdict(False, why)
         return Verdict(True)
 
     def suits(self, masks: Mapping[str, Tensor]) -> Verdict:
@@ -47,6 +48,13 @@ class CudaBackend(GpuBackend):
         if share <= MAX_OVERFULL:
             return Verdict(True)
         return Verdict(False, f"masks keep more than {KEPT} weights in {share:.0%} of groups of {GROUP} input channels")
+
+    def accepts(self, packed: TwoFourWeight, geometry: Geometry) -> Verdict:
+        if packed.groups == geometry.groups:
+            return Verdict(True)
+        return Verdict(
+            False, f"the weight was packed for {packed.groups} groups, the convolution has {geometry.groups}"
+        )
 
     def estimate_us(
         self,
@@ -60,8 +68,10 @@ class CudaBackend(GpuBackend):
             return None
         computed = as_computed(geometry)
         read = (input_shape[0], computed.in_channels, *input_shape[2:])
-        # Half of all slots are multiplied, at twice the rate; their values and two bits each are read.
-        slots = max(density, 0.5)
+        # Half of all slots are multiplied, at twice the rate; their values and two bits each are read. Of several
+        # groups a slab has the runs that its own ones read.
+        own = -(-ROWS * geometry.groups // geometry.weight_shape[0]) * geometry.weight_shape[1]
+        slots = max(density, 0.5) * min(1.0, -(-own // RUN) * RUN / computed.in_channels)
         if read == tuple(input_shape):
             return layer_us(computed, read, device, dtype, OWN, arithmetic=slots, weights=slots + 1 / 16)
         # Zeros are written, and the input among them.
@@ -87,9 +97,9 @@ class CudaBackend(GpuBackend):
 
 
 def as_computed(geometry: Geometry) -> Geometry:
-    """The convolution that the kernels are told of, whose input channels are a multiple of eight."""
+    """The convolution that the kernels are told of: of one group, whose input channels are a multiple of eight."""
     k, _, r, s = geometry.weight_shape
-    return replace(geometry, weight_shape=(k, padded_channels(geometry.in_channels), r, s))
+    return replace(geometry, weight_shape=(k, padded_channels(geometry.in_channels), r, s), groups=1)
 
 
 def _with_padded_input(operator: Callable[..., Result], channels: int, x: Tensor, *arguments: object) -> Result:

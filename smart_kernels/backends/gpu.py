@@ -123,7 +123,7 @@ class GpuBackend(Backend):
         schedule: Any,
     ) -> Callable[..., Result]:
         """A call of x, residual, order and first, which refuses a weight that was corrupted, and gradients."""
-        if not (verdict := self.accepts(packed)):
+        if not (verdict := self.accepts(packed, geometry)):
             raise ValueError(f"{verdict.why}: run this weight on the dense backend")
         operator, layer, tuning = self.launch(packed, geometry, path, affine is not None, schedule)
         scale, bias = self._converted(scale), self._converted(bias)

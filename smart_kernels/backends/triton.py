@@ -63,7 +63,7 @@ class TritonBackend(GpuBackend):
             return None
         return layer_us(geometry, input_shape, device, dtype, OWN, arithmetic=density, weights=density)
 
-    def accepts(self, packed: BlockWeight) -> Verdict:
+    def accepts(self, packed: BlockWeight, geometry: Geometry) -> Verdict:
         if min(packed.block) >= FINEST:
             return Verdict(True)
         block = "x".join(map(str, packed.block))

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-def pack(weight: Tensor, masks: Mapping[str, Tensor], format: str = "auto") -> PackedWeight:
+def pack(weight: Tensor, masks: Mapping[str, Tensor], format: str = "auto", groups: int = 1) -> PackedWeight:
     """Packs a weight for the kernels.
 
     Args:
@@ -37,6 +37,7 @@ def pack(weight: Tensor, masks: Mapping[str, Tensor], format: str = "auto") -> P
         masks: for one or two paths, the bool mask (K, C/groups, R, S) of the weights it keeps.
         format: a name in ``FORMATS``; ``"auto"`` takes the one that needs the fewest bytes, of those with kernels for
             the weight's device.
+        groups: of the convolution.
 
     Raises:
         ValueError, TypeError: a shape, dtype, number of masks or format that cannot be packed.
@@ -44,7 +45,7 @@ def pack(weight: Tensor, masks: Mapping[str, Tensor], format: str = "auto") -> P
     check_masked_weight(weight, masks)
     if format == "auto":
         formats = [cls for cls in FORMATS.values() if cls.kernels_on in (None, weight.device.type)]
-        return min((cls(weight, masks) for cls in formats), key=lambda packed: packed.nbytes)
+        return min((cls.of(weight, masks, groups) for cls in formats), key=lambda packed: packed.nbytes)
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}: accepted are 'auto', {', '.join(map(repr, FORMATS))}")
-    return FORMATS[format](weight, masks)
+    return FORMATS[format].of(weight, masks, groups)

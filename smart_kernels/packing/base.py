@@ -34,6 +34,15 @@ class PackedWeight(nn.Module, ABC):
         self.paths = paths
         self.register_load_state_dict_post_hook(_validate_loaded)
 
+    @classmethod
+    def of(cls, weight: Tensor, masks: Mapping[str, Tensor], groups: int = 1) -> PackedWeight:
+        """Packs the weight of a convolution of so many groups, which most formats need not know.
+
+        Raises:
+            ValueError, TypeError: it cannot be packed.
+        """
+        return cls(weight, masks)
+
     @abstractmethod
     def dense(self, path: str | float) -> Tensor:
         """The weight of a path, (K, C/groups, R, S): exactly ``weight * mask``, every zero positive.

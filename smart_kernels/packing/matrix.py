@@ -30,7 +30,11 @@ Own = TypeVar("Own", bound="MatrixWeight")
 class MatrixWeight(PackedWeight):
     """A packed weight in slabs of 32 output channels, for kernels that run 16-bit floats on tensor cores.
 
+    The weight of several groups is that of one, with nothing kept between an output channel and the input channels of
+    other groups.
+
     Attributes:
+        groups: of the convolution.
         copies: how many paths have slabs of their own.
         disabled: whether corrupt data was loaded into it.
         values: what is multiplied, as the format lays it out.
@@ -39,16 +43,27 @@ class MatrixWeight(PackedWeight):
     kernels_on = "cuda"
     values: Tensor
 
-    def __init__(self, shape: tuple[int, ...], masks: Mapping[str, Tensor]) -> None:
+    def __init__(self, shape: tuple[int, ...], masks: Mapping[str, Tensor], groups: int = 1) -> None:
         super().__init__(shape, tuple(masks))
+        if shape[0] % groups:
+            raise ValueError(f"{shape[0]} output channels cannot be split into {groups} groups")
+        self.groups = groups
         self.disabled = False
         self.copies = 1 if torch.equal(masks[self.paths[0]], masks[self.paths[-1]]) else 2
         self._mixes: OrderedDict[float, MatrixWeight] = OrderedDict()
 
+    @classmethod
+    def of(cls: type[Own], weight: Tensor, masks: Mapping[str, Tensor], groups: int = 1) -> Own:
+        return cls(weight, masks, groups)
+
+    @property
+    def in_channels(self) -> int:
+        return self.shape[1] * self.groups
+
     @property
     def channels(self) -> int:
         """Input channels, padded."""
-        return padded_channels(self.shape[1])
+        return padded_channels(self.in_channels)
 
     @property
     def all_columns(self) -> int:
@@ -77,7 +92,7 @@ class MatrixWeight(PackedWeight):
             weight, masks = self.unpack()
             first, second = (masks[self.paths[i]] for i in (0, -1))
             coefficient = torch.where(first & second, 1.0, torch.where(first, 1 - path, path))
-            mixed = type(self)(weight * coefficient.to(weight.dtype), {"mix": first | second})
+            mixed = self.of(weight * coefficient.to(weight.dtype), {"mix": first | second}, self.groups)
             self._mixes[path] = mixed
             while len(self._mixes) > MAX_MIXES:
                 self._mixes.popitem(last=False)
@@ -92,7 +107,7 @@ class MatrixWeight(PackedWeight):
 
     @abstractmethod
     def _decoded(self, path: str) -> tuple[Tensor, Tensor]:
-        """The weight and the mask of a path, (K, C, R, S)."""
+        """The weight and the mask of a path, (K, C/groups, R, S)."""
 
     def _own(self, masks: Mapping[str, Tensor]) -> list[Tensor]:
         """The mask of each copy."""
@@ -104,15 +119,16 @@ class MatrixWeight(PackedWeight):
         return self.paths.index(path) if self.copies > 1 else 0
 
     def _as_matrix(self, weight: Tensor) -> Tensor:
-        """(K, C, R, S) as (32 * slabs, all columns)."""
-        padded = F.pad(weight, (0, 0, 0, 0, 0, self.channels - self.shape[1])).permute(0, 2, 3, 1).flatten(1)
+        """(K, C/groups, R, S) as (32 * slabs, all columns)."""
+        whole = _on_diagonal(weight, self.groups)
+        padded = F.pad(whole, (0, 0, 0, 0, 0, self.channels - self.in_channels)).permute(0, 2, 3, 1).flatten(1)
         return F.pad(padded, (0, 0, 0, self.slabs * ROWS - self.shape[0]))
 
     def _from_matrix(self, rows: Tensor) -> Tensor:
         """The inverse of :meth:`_as_matrix`; there may be more columns, of nothing."""
-        k, c, r, s = self.shape
-        rows = rows[:k, : self.all_columns]
-        return rows.reshape(k, r, s, self.channels)[..., :c].permute(0, 3, 1, 2).contiguous()
+        k, _, r, s = self.shape
+        rows = rows[:k, : self.all_columns].reshape(k, r, s, self.channels)
+        return _diagonal(rows[..., : self.in_channels].permute(0, 3, 1, 2), self.groups)
 
     def _cut(self, matrix: Tensor) -> Tensor:
         """(32 * slabs, columns) as (slabs * blocks, 32 rows, 128 columns), the last block filled up with zeros."""
@@ -127,3 +143,21 @@ class MatrixWeight(PackedWeight):
 def padded_channels(channels: int) -> int:
     """The input channels that columns are made of: a multiple of eight."""
     return -(-channels // CHANNELS) * CHANNELS
+
+
+def _on_diagonal(weight: Tensor, groups: int) -> Tensor:
+    """(K, C/groups, R, S) as (K, C, R, S), zero where input channels are of another group."""
+    if groups == 1:
+        return weight
+    of_groups, index = weight.unflatten(0, (groups, -1)), torch.arange(groups, device=weight.device)
+    whole = weight.new_zeros(*of_groups.shape[:2], groups, *of_groups.shape[2:])
+    whole[index, :, index] = of_groups
+    return whole.flatten(2, 3).flatten(0, 1)
+
+
+def _diagonal(whole: Tensor, groups: int) -> Tensor:
+    """The inverse of :func:`_on_diagonal`."""
+    if groups == 1:
+        return whole.contiguous()
+    index = torch.arange(groups, device=whole.device)
+    return whole.unflatten(1, (groups, -1)).unflatten(0, (groups, -1))[index, :, index].flatten(0, 1).contiguous()

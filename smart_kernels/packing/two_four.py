@@ -13,7 +13,8 @@ block]`` says where the extra steps of a slab and block begin.
 
 Masks may keep nothing of whole runs of 16 columns for 64 output channels, as V:N:M masks do. Where a quarter of these
 runs can be left out, they are: a slab then has the columns of the runs that its 64 channels keep, one after the other,
-and ``column_runs`` says which these are. The kernel copies no others.
+and ``column_runs`` says which these are. The kernel copies no others. Where 32 channels leave out another quarter, each
+slab has runs of its own.
 
 Both paths have their own slabs, the second's after the first's (once, where masks are equal). Values shared by both
 would halve the memory, but the union of two masks of 20 % exceeds 2:4 in 14 % of groups: more steps for each path.
@@ -35,8 +36,8 @@ from smart_kernels.packing.overflow import BLOCK, split
 
 STEPS = BLOCK // COLUMNS
 RUN = 16  # columns that are left out together
-TALL = 2  # slabs that leave out the same runs: what a tile of the kernel has
-MAX_RUNS = 0.75  # the part of all runs up to which lists of them are worth it: they keep a kernel from its largest tile
+TALL = (2, 1)  # slabs that leave out the same runs: what a tile of the kernel has, which reads less a product if tall
+MAX_RUNS = 0.75  # the part of the runs of taller tiles up to which lists of fewer are worth their smaller tiles
 
 
 class Operand(NamedTuple):
@@ -68,9 +69,9 @@ class TwoFourWeight(MatrixWeight):
 
     format = "2:4"
 
-    def __init__(self, weight: Tensor, masks: Mapping[str, Tensor]) -> None:
+    def __init__(self, weight: Tensor, masks: Mapping[str, Tensor], groups: int = 1) -> None:
         check_masked_weight(weight, masks)
-        super().__init__(tuple(weight.shape), masks)
+        super().__init__(tuple(weight.shape), masks, groups)
         if self.all_columns > MAX_INDEX - BLOCK:
             raise ValueError(f"a weight of shape {self.shape} has more taps and input channels than an index can name")
         own = self._own(masks)
@@ -129,7 +130,7 @@ class TwoFourWeight(MatrixWeight):
         """The runs of columns that the slabs of :meth:`operand` have; None if all.
 
         Returns:
-            int32 (1 or 2 paths, tiles of 64 output channels, runs), ascending, then -1 for none.
+            int32 (1 or 2 paths, tiles of 64 or 32 output channels, runs), ascending, then -1 for none.
         """
         return self.of_path(path)[0].column_runs
 
@@ -176,7 +177,8 @@ class TwoFourWeight(MatrixWeight):
     def _validate_runs(self) -> None:
         if (runs := self.column_runs) is None:
             return
-        if runs.dtype != torch.int32 or runs.shape[:2] != (self.copies, -(-self.slabs // TALL)):
+        shapes = [(self.copies, -(-self.slabs // tall)) for tall in TALL]
+        if runs.dtype != torch.int32 or runs.shape[:2] not in shapes:
             raise ValueError(f"column_runs is {runs.dtype} {tuple(runs.shape)}: int32 for each path and tile is needed")
         runs = runs.long()
         inside = (runs >= -1) & (runs < self.all_columns // RUN)
@@ -195,28 +197,30 @@ class TwoFourWeight(MatrixWeight):
     # ---- where things are ----
 
     def _find_runs(self, masks: Sequence[Tensor]) -> Tensor | None:
-        """The runs of 16 columns of which each 64 output channels keep anything, as ``column_runs`` has them."""
+        """The runs of 16 columns of which each 64, or 32, output channels keep anything, as ``runs`` gives them."""
         if self.channels % RUN:
             return None
-        tiles = -(-self.slabs // TALL)
-        alive = torch.stack([self._as_matrix(mask) for mask in masks])
-        alive = F.pad(alive, (0, 0, 0, tiles * TALL * ROWS - alive.shape[1]))
-        alive = alive.reshape(len(masks), tiles, TALL * ROWS, -1, RUN).any(4).any(2)
-        longest = int(alive.sum(2).max())
-        if not 0 < longest <= MAX_RUNS * alive.shape[2]:
-            return None
-        # Those alive first, in their order.
-        order = torch.argsort(~alive, dim=2, stable=True)[..., :longest]
-        return torch.where(alive.gather(2, order), order, -1).to(torch.int32)
+        matrix = torch.stack([self._as_matrix(mask) for mask in masks])
+        of_slab = matrix.reshape(len(masks), self.slabs, ROWS, -1, RUN).any(4).any(2)
+        found, fewest = None, of_slab.shape[2]
+        for tall in TALL:
+            alive = F.pad(of_slab, (0, 0, 0, -self.slabs % tall)).unflatten(1, (-1, tall)).any(2)
+            longest = int(alive.sum(2).max())
+            if 0 < longest <= MAX_RUNS * fewest:
+                # Those alive first, in their order.
+                order = torch.argsort(~alive, dim=2, stable=True)[..., :longest]
+                found, fewest = torch.where(alive.gather(2, order), order, -1).to(torch.int32), longest
+        return found
 
     def _columns_of(self, copy: int) -> Tensor:
         """Where each column of each slab lies among all: (slabs, columns), beyond the last where there is none."""
-        runs = self.column_runs[copy].long().repeat_interleave(TALL, dim=0)[: self.slabs]
+        tall = -(-self.slabs // self.column_runs.shape[1])
+        runs = self.column_runs[copy].long().repeat_interleave(tall, dim=0)[: self.slabs]
         runs = torch.where(runs < 0, self.all_columns // RUN, runs)
         return (runs[..., None] * RUN + torch.arange(RUN, device=runs.device)).flatten(1)
 
     def _as_blocks(self, weight: Tensor, copy: int) -> Tensor:
-        """(K, C, R, S) of a path as (slabs * blocks, 32 rows, 128 columns)."""
+        """(K, C/groups, R, S) of a path as (slabs * blocks, 32 rows, 128 columns)."""
         matrix = self._as_matrix(weight)
         if self.column_runs is not None:
             index = self._columns_of(copy).repeat_interleave(ROWS, dim=0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from emulated_kernels import HALVES
 from exact import integers, reference
-from gpu_cases import HOPPER_CASES, TWO_FOUR_CASES, slab_masks
+from gpu_cases import GROUPED_CASES, HOPPER_CASES, TWO_FOUR_CASES, checkered_masks, slab_masks
 from replayed import check
 
 from smart_kernels.backends import BACKENDS
@@ -22,6 +22,12 @@ def test_every_tile_computes_the_convolution(case, tile, dtype):
     check(CUDA, TWO_FOUR_CASES[case], tile, dtype)
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("case", GROUPED_CASES)
+def test_groups_leave_out_the_columns_of_others(case, dtype):
+    check(CUDA, GROUPED_CASES[case][1:], None, dtype)
+
+
 @pytest.mark.skipif(not WGMMA.available(), reason=WGMMA.available().why)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("tile", range(len(TILES), len(TILES + WGMMA_TILES)), ids=WGMMA_TILES)
@@ -31,12 +37,13 @@ def test_the_kernel_for_hopper_computes_the_convolution(case, tile, dtype):
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("tile", [-1, *range(1, len(TILES))])
-def test_runs_of_columns_are_left_out(tile, dtype):
+@pytest.mark.parametrize(("tall", "tile"), [(64, tile) for tile in (-1, 1, 2, 3)] + [(32, -1), (32, 3)])
+def test_runs_of_columns_are_left_out(tall, tile, dtype):
     shape = (160, 32, 3, 3)
-    packed = CUDA.pack(integers(*shape, dtype=dtype), slab_masks(shape, 0.4)).cuda()
+    masks = slab_masks(shape, 0.4) if tall == 64 else checkered_masks(shape)
+    packed = CUDA.pack(integers(*shape, dtype=dtype), masks).cuda()
     geometry, x = Geometry.of(shape, padding=1), integers(3, 32, 9, 7, dtype=dtype).cuda()
-    assert packed.column_runs is not None
+    assert packed.column_runs.shape[1] == -(-160 // tall)
     for path in ("clean", "adv", 0.5):
         y = CUDA.bind(packed, geometry, path, None, None, False, None, tile)(x, None)
         assert torch.equal(y, reference(x, packed, geometry, path).to(dtype))

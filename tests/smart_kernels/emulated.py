@@ -21,7 +21,7 @@ POINTERS = (
 )
 NUMBERS = (
     "batch height width channels out_channels out_height out_width pixels kernel_w stride_h stride_w pad_top pad_left "
-    "dilation_h dilation_w columns steps blocks slabs first_slab"
+    "dilation_h dilation_w columns steps blocks slabs first_slab run_slabs"
 )
 
 
@@ -93,8 +93,9 @@ def problem_of(x, operand, geometry, *, scale=None, bias=None, residual=None, re
     """What a launch is told, the tensors it writes, and those it reads, to be kept alive."""
     n, k, p, q = geometry.output_shape(x.shape)
     columns = x.shape[1] * geometry.weight_shape[2] * geometry.weight_shape[3]
+    slabs, run_slabs = -(-k // 32), 0
     if column_runs is not None:
-        columns = column_runs.shape[2] * 16
+        columns, run_slabs = column_runs.shape[2] * 16, -(-slabs // column_runs.shape[1])
     x = x.contiguous(memory_format=torch.channels_last)
     results = [
         torch.full((n, k, p, q), float("nan"), dtype=x.dtype).contiguous(memory_format=torch.channels_last)
@@ -110,7 +111,7 @@ def problem_of(x, operand, geometry, *, scale=None, bias=None, residual=None, re
     numbers = [
         n, *x.shape[2:], x.shape[1], k, p, q, n * p * q, geometry.weight_shape[3], *geometry.stride,
         geometry.padding[0], geometry.padding[2], *geometry.dilation, columns, -(-columns // 32), -(-columns // 128),
-        -(-k // 32), operand.first_slab,
+        slabs, operand.first_slab, run_slabs,
     ]  # fmt: skip
     pointers = [None if each is None else each.data_ptr() for each in tensors]
     problem = TwoFour(*pointers, *numbers, relu, second_relu)

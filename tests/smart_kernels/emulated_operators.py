@@ -27,7 +27,7 @@ def tiles_run() -> Iterator[list[str]]:
 
     def two_four(x, geometry, tile=-1, **others):
         operand = Operand(*(others.pop(name) for name in Operand._fields))
-        names.append("small" if tile < 0 else (two_four_ops.TILES + two_four_ops.WGMMA_TILES)[tile])
+        names.append(chosen(geometry, **others) if tile < 0 else (two_four_ops.TILES + two_four_ops.WGMMA_TILES)[tile])
         library = emulated_hopper() if names[-1] in two_four_ops.WGMMA_TILES else emulated_library()
         return run(library, x, operand, Geometry.of_numbers(geometry), names[-1], **others)
 
@@ -41,6 +41,11 @@ def tiles_run() -> Iterator[list[str]]:
     answer(library, "direct", direct)
     yield names
     library._destroy()
+
+
+def chosen(geometry, column_runs=None, **_):
+    """A tile that the operator could have chosen: as tall as what leaves out runs of columns together, or less."""
+    return "narrow" if column_runs is not None and column_runs.shape[1] == -(-geometry[0] // 32) else "small"
 
 
 def answer(library: torch.library.Library, kernel: str, convolve: Callable) -> None:

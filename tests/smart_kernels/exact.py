@@ -16,7 +16,8 @@ def two_masks(shape, density=0.2):
 
 def layer(packing, shape, density=0.2, dtype=torch.float32, **geometry):
     """A packed weight of two paths, and its geometry."""
-    return packing(integers(*shape, dtype=dtype), two_masks(shape, density)), Geometry.of(shape, **geometry)
+    geometry = Geometry.of(shape, **geometry)
+    return packing.of(integers(*shape, dtype=dtype), two_masks(shape, density), geometry.groups), geometry
 
 
 def reference(x, packed, geometry, path, scale=None, bias=None, residual=None, relu=False):

@@ -29,7 +29,17 @@ TWO_FOUR_CASES = {
     "one output channel": ((1, 8, 1, 1), (2, 5, 3), {}),
     "an image": ((16, 3, 7, 7), (2, 9, 11), {"padding": 3, "stride": 2}),
     "one channel": ((10, 1, 3, 3), (3, 6, 5), {"padding": 1}),
+    "two small groups": ((18, 12, 3, 3), (2, 7, 5), {"padding": 1, "groups": 2}),
     "20 input channels": ((40, 20, 1, 1), (2, 5, 5), {}),
+}
+
+# Whose slabs leave out the columns of other groups: tiles are as tall as slabs that do so together, 64 or 32 channels.
+GROUPED_CASES = {
+    "two groups of 64": (64, (128, 32, 3, 3), (2, 5, 4), {"padding": 1, "groups": 2}),
+    "groups of 32": (32, (96, 32, 3, 3), (2, 9, 8), {"padding": 1, "groups": 3, "stride": 2}),
+    "groups of 4, as ResNeXt's": (32, (128, 4, 3, 3), (1, 5, 5), {"padding": 1, "groups": 32}),
+    "groups across slabs": (64, (144, 16, 3, 3), (1, 5, 5), {"padding": 1, "groups": 3}),
+    "more outputs than inputs": (64, (128, 16, 1, 1), (2, 5, 4), {"groups": 2}),
 }
 
 # Of the kernel for Hopper, whose copies have 32 or 64 channels.
@@ -57,3 +67,11 @@ def slab_masks(shape, keep, tall=64):
         inside = torch.rand(k, c // 4, 4, r, s).argsort(dim=2).argsort(dim=2) < 2
         masks[name] = runs.repeat_interleave(tall, 0)[:k].repeat_interleave(16, 1) & inside.flatten(1, 2)
     return masks
+
+
+def checkered_masks(shape):
+    """Masks of two paths of which each 32 output channels keep half of the runs of 16 input channels, 64 all."""
+    k, c, *_ = shape
+    place = torch.arange(-(-k // 32))[:, None, None, None] + torch.arange(c // 16)[:, None, None]
+    runs = [((place + path) % 2 == 0).repeat_interleave(32, 0)[:k].repeat_interleave(16, 1) for path in range(2)]
+    return {name: runs[path] & (torch.rand(shape) < 0.4) for path, name in enumerate(("clean", "adv"))}

@@ -6,11 +6,11 @@ import pytest
 import torch
 from emulated_operators import needs_operators
 from exact import integers, layer, reference
-from gpu_cases import slab_masks
+from gpu_cases import checkered_masks, slab_masks
 from networks import TwoPaths
 
-from smart_kernels import load, save, swap
-from smart_kernels.backends import BACKENDS, Verdict
+from smart_kernels import load, pack, save, swap
+from smart_kernels.backends import BACKENDS, Affine, Verdict
 from smart_kernels.backends.cuda import CudaBackend, overfull_share
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import TwoFourWeight
@@ -23,7 +23,7 @@ CUDA = BACKENDS["cuda"]
     ("shape", "arguments", "dtype", "message"),
     [
         ((32, 16, 3, 3), {}, torch.float32, "float16 and bfloat16, not float32"),
-        ((32, 8, 3, 3), {"groups": 2}, torch.float16, "one group, not 2"),
+        ((32, 1, 3, 3), {"groups": 32}, torch.float16, "groups of 1 have no such"),
     ],
 )
 def test_what_it_cannot_compute_it_says(shape, arguments, dtype, message):
@@ -62,6 +62,40 @@ def test_input_channels_are_padded_to_copies(fresh_compiler, tiles_run, channels
         assert torch.equal(compiled(x.contiguous(memory_format=torch.channels_last), residual).double(), expected)
 
 
+@needs_operators
+@pytest.mark.parametrize("path", ["clean", "adv", 0.5, "samples"])
+@pytest.mark.parametrize(("shape", "groups"), [((64, 4, 3, 3), 16), ((20, 6, 3, 3), 2)], ids=str)
+def test_groups_run_as_dense_ones_do(tiles_run, shape, groups, path):
+    packed, geometry = layer(TwoFourWeight, shape, 0.4, torch.float16, padding=1, groups=groups)
+    channels = shape[0], geometry.in_channels
+    x, residual = (integers(3, each, 5, 4, largest=2, dtype=torch.float16) for each in channels[::-1])
+    scale, bias, second_scale, second_bias = integers(4, 2, shape[0], largest=2)
+
+    def expected(path, sample, row):
+        y = reference(x[sample], packed, geometry, path, scale[row], bias[row], residual[sample], True)
+        return y, (y * second_scale[row][:, None, None] + second_bias[row][:, None, None]).relu()
+
+    if path == "samples":
+        samples = Samples.of(torch.tensor([1, 0, 1]), x)
+        affine = Affine(second_scale, second_bias, True)
+        results = CUDA.bind_samples(packed, geometry, scale, bias, True, affine)(x, residual, samples)
+        alone = [expected(packed.paths[row], slice(i, i + 1), row) for i, row in enumerate([1, 0, 1])]
+        wanted = [torch.cat(each) for each in zip(*alone, strict=True)]
+    else:
+        affine = Affine(second_scale[0], second_bias[0], True)
+        results = CUDA.bind(packed, geometry, path, scale[0], bias[0], True, affine)(x, residual)
+        wanted = expected(path, slice(None), 0)
+    assert all(torch.equal(y.double(), each) for y, each in zip(results, wanted, strict=True))
+
+
+def test_a_weight_packed_for_other_groups_is_refused():
+    packed, _ = layer(TwoFourWeight, (32, 8, 1, 1), dtype=torch.float16)
+    grouped = Geometry.of((32, 8, 1, 1), groups=4)
+    assert CUDA.accepts(pack(*packed.unpack(), "2:4", groups=4), grouped)
+    with pytest.raises(ValueError, match="packed for 1 groups, the convolution has 4"):
+        CUDA.bind(packed, grouped, "clean", None, None, False)
+
+
 def test_padding_the_input_is_part_of_the_estimate():
     estimate = partial(CUDA.estimate_us, density=0.2, device=torch.device("cuda"), dtype=torch.float16)
     us = [estimate(Geometry.of((64, c, 3, 3), padding=1), (256, c, 32, 32)) for c in (32, 31, 25, 24)]
@@ -81,9 +115,11 @@ def test_a_network_comes_back_from_a_file(tiles_run, on_any_device, tmp_path):
 
 @needs_operators
 @pytest.mark.parametrize("path", ["clean", "adv", 0.5, "samples"])
-def test_runs_of_columns_are_left_out(tiles_run, path):
+@pytest.mark.parametrize("tall", [64, 32])
+def test_runs_of_columns_are_left_out(tiles_run, path, tall):
     shape = (160, 32, 3, 3)
-    packed = CUDA.pack(integers(*shape, dtype=torch.float16), slab_masks(shape, 0.4))
+    masks = slab_masks(shape, 0.4) if tall == 64 else checkered_masks(shape)
+    packed = CUDA.pack(integers(*shape, dtype=torch.float16), masks)
     geometry, x = Geometry.of(shape, padding=1), integers(3, 32, 4, 4, dtype=torch.float16)
     if path == "samples":
         choice = torch.tensor([1, 0, 1])
@@ -94,4 +130,5 @@ def test_runs_of_columns_are_left_out(tiles_run, path):
         y, expected = (
             each.bind(packed, geometry, path, None, None, False)(x, None) for each in (CUDA, BACKENDS["dense"])
         )
-    assert packed.column_runs is not None and torch.equal(y, expected)
+    assert packed.column_runs.shape[1] == -(-160 // tall) and torch.equal(y, expected)
+    assert set(tiles_run) == {"small" if tall == 64 or path == 0.5 else "narrow"}

@@ -4,8 +4,8 @@ import pytest
 import torch
 from emulated import emulated_library, needs_compiler
 from emulated_kernels import HALVES, two_four
-from exact import integers, reference
-from gpu_cases import slab_masks
+from exact import integers, layer, reference
+from gpu_cases import GROUPED_CASES, checkered_masks, slab_masks
 
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import TwoFourWeight
@@ -22,6 +22,28 @@ def test_runs_of_columns_are_left_out(case, tile):
     geometry, x = Geometry.of(shape, **arguments), integers(2, shape[1], 6, 5, dtype=torch.float16)
     assert packed.column_runs is not None
     for path in ("clean", "adv", 0.5):
+        y = two_four(x, packed, geometry, path, tile)
+        assert torch.equal(y.double(), reference(x, packed, geometry, path))
+
+
+@pytest.mark.parametrize("channels", [72, 24])
+def test_runs_of_columns_are_left_out_by_slabs_of_their_own(channels):
+    shape = (channels, 64, 3, 3)
+    packed = TwoFourWeight(integers(*shape, dtype=torch.float16), checkered_masks(shape))
+    geometry, x = Geometry.of(shape, padding=1), integers(2, shape[1], 6, 5, dtype=torch.float16)
+    assert packed.column_runs.shape == (2, packed.slabs, 18)
+    for path in ("clean", "adv", 0.5):
+        y = two_four(x, packed, geometry, path, "narrow")
+        assert torch.equal(y.double(), reference(x, packed, geometry, path))
+
+
+@pytest.mark.parametrize("case", GROUPED_CASES)
+def test_groups_leave_out_the_columns_of_others(case):
+    tall, shape, (n, h, w), arguments = GROUPED_CASES[case]
+    packed, geometry = layer(TwoFourWeight, shape, 0.4, torch.float16, **arguments)
+    x = integers(n, geometry.in_channels, h, w, dtype=torch.float16)
+    assert packed.column_runs.shape[1] == -(-shape[0] // tall)
+    for path, tile in (("adv", "narrow"), (0.5, "narrow"), ("clean", "small" if tall == 64 else "narrow")):
         y = two_four(x, packed, geometry, path, tile)
         assert torch.equal(y.double(), reference(x, packed, geometry, path))
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from gpu_cases import slab_masks
+from gpu_cases import checkered_masks, slab_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mma_sp import operand
@@ -256,6 +256,44 @@ def test_runs_of_columns_that_no_channel_keeps_are_left_out(shape):
         assert torch.equal(packed.dense(path), weight.where(mask, 0)) and torch.equal(packed.mask(path), mask)
         assert packed.extra_steps(path) == 0
     assert torch.equal(TwoFourWeight(*packed.unpack()).values, packed.values)
+
+
+@pytest.mark.parametrize("channels", [160, 40])
+def test_slabs_leave_out_runs_of_their_own_where_that_is_more(channels):
+    shape = (channels, 64, 3, 3)
+    weight, masks = torch.randn(shape).half(), checkered_masks(shape)
+    packed = TwoFourWeight(weight, masks)
+    assert packed.column_runs.shape[1] == packed.slabs and packed.columns == packed.all_columns // 2
+    for path, mask in masks.items():
+        assert torch.equal(packed.dense(path), weight.where(mask, 0)) and torch.equal(packed.mask(path), mask)
+    packed.validate()
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((128, 4, 3, 3), 32), ((128, 64, 1, 1), 2), ((30, 5, 3, 2), 3)], ids=str)
+@pytest.mark.parametrize("density", [0.2, 1.0])
+def test_groups_come_back_and_cost_what_their_slabs_read(shape, groups, density):
+    weight = torch.randn(shape).half()
+    masks = {name: torch.rand(shape) < density for name in ("clean", "adv")}
+    packed = TwoFourWeight(weight, masks, groups)
+    packed.validate()
+    for path, mask in masks.items():
+        assert torch.equal(packed.dense(path), weight.where(mask, 0)) and torch.equal(packed.mask(path), mask)
+    mix = torch.where(masks["clean"] & masks["adv"], weight, weight / 2).where(masks["clean"] | masks["adv"], 0)
+    assert torch.equal(packed.dense(0.5), mix)
+    again = TwoFourWeight(*packed.unpack(), groups)
+    assert torch.equal(again.values, packed.values) and torch.equal(again.extra_columns, packed.extra_columns)
+    if shape[0] > 32:
+        assert packed.columns == max(32, shape[1]) * shape[2] * shape[3]
+
+
+def test_a_weight_between_groups_is_refused():
+    whole = torch.ones(8, 8, 1, 1).half()
+    packed = TwoFourWeight(whole[:, :4], {"clean": two_four_mask((8, 4, 1, 1))}, groups=2)
+    assert packed.dense("clean").shape == (8, 4, 1, 1)
+    with pytest.raises(ValueError, match="channels that there are not"):
+        packed.check_state(TwoFourWeight(whole, {"clean": two_four_mask(whole.shape)}).state_dict())
+    with pytest.raises(ValueError, match="cannot be split into 3 groups"):
+        TwoFourWeight(whole, {"clean": whole > 0}, groups=3)
 
 
 def test_all_runs_stay_where_few_can_go_or_they_do_not_divide():
