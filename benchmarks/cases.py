@@ -38,10 +38,12 @@ class LayerCase:
     size: int
     batch: int = 1
     density: float = 0.2
+    groups: int = 1
 
     def __str__(self) -> str:
         shape = f"{self.inputs}to{self.outputs}-{self.taps}x{self.taps}-stride{self.stride}-{self.size}px"
-        return f"{shape}-batch{self.batch}-d{self.density}"
+        groups = f"-groups{self.groups}" if self.groups > 1 else ""
+        return f"{shape}{groups}-batch{self.batch}-d{self.density}"
 
     @property
     def multiplications_per_weight(self) -> int:

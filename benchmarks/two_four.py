@@ -52,13 +52,13 @@ class Problem:
         return direct_ops.TILES if self.backend == "direct" else two_four_ops.TILES
 
     @property
-    def leaves_out(self) -> bool:
-        """Whether the weight leaves out runs of columns, which tiles taller than their lists cannot."""
-        return isinstance(self.packed, TwoFourWeight) and self.packed.column_runs is not None
+    def tall(self) -> int | None:
+        """Slabs that leave out the same runs of columns, where the weight does so."""
+        return self.packed.tall if isinstance(self.packed, TwoFourWeight) else None
 
     def runnable(self) -> list[int]:
         """Tiles that run the weight."""
-        return [i for i, name in enumerate(self.tiles) if not (self.leaves_out and name == "large")]
+        return [i for i in range(len(self.tiles)) if self.tall is None or two_four_ops.TILE_SLABS[i] <= self.tall]
 
     def call(self, tile: int) -> Callable[[], Tensor]:
         """Runs the layer by a tile, or by the one chosen for it if that is -1."""
@@ -71,7 +71,7 @@ class Problem:
             find("wgmma"),
             (self.packed, self.geometry, self.packed.paths[0], None, self.bias, True, None),
         )
-        if self.backend != "cuda" or self.leaves_out or not wgmma.supports(self.geometry, self.x.dtype, self.x.device):
+        if self.backend != "cuda" or self.tall or not wgmma.supports(self.geometry, self.x.dtype, self.x.device):
             return {}
         return {
             f"{name.replace(' ', '_')}_us": partial(wgmma.bind(*arguments, schedule=len(self.tiles) + i), self.x, None)
@@ -110,18 +110,25 @@ def random_mask(shape: tuple[int, ...], pattern: str, density: float, generator:
 def make_problem(case: LayerCase, pattern: str, dtype: torch.dtype, device: torch.device | str) -> Problem:
     """The layer of a case with a random mask."""
     generator = torch.Generator().manual_seed(0)
-    shape = (case.outputs, case.inputs, case.taps, case.taps)
+    shape = (case.outputs, case.inputs // case.groups, case.taps, case.taps)
     mask = random_mask(shape, pattern, case.density, generator)
     weight = torch.randn(shape, generator=generator).to(device, dtype)
-    geometry = Geometry.of(shape, case.stride, padding=case.taps // 2)
+    geometry = Geometry.of(shape, case.stride, padding=case.taps // 2, groups=case.groups)
     x = torch.randn(case.batch, case.inputs, case.size, case.size, generator=generator).to(device, dtype)
     bias = torch.randn(case.outputs, generator=generator).to(device, dtype)
-    packed = find(backend_of(dtype)).pack(weight, {"clean": mask.to(device)})
+    packed = find(backend_of(dtype)).pack(weight, {"clean": mask.to(device)}, case.groups)
     with torch.backends.cudnn.flags(allow_tf32=False):
         truth = reference.sparse_conv2d(
             x.float(), packed.dense("clean").float(), geometry, None, bias.float(), None, True
         )
     return Problem(packed, geometry, x.contiguous(memory_format=torch.channels_last), bias, truth)
+
+
+def runs(case: LayerCase, pattern: str) -> bool:
+    """Whether the kernels run the layer: the first ones of networks, of three input channels, in unstructured masks."""
+    if case.inputs % 8:
+        return pattern == "unstructured" and case.groups == 1
+    return case.inputs % (4 * case.groups) == 0 and case.outputs % case.groups == 0
 
 
 def row(case: LayerCase, pattern: str, problem: Problem, times: Times) -> dict[str, Any]:
@@ -158,6 +165,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 256], metavar="N")
     parser.add_argument("--patterns", nargs="+", default=["unstructured", "2:4", "1:4"], metavar="PATTERN")
     parser.add_argument("--density", type=float, default=0.2, help="of unstructured masks")
+    parser.add_argument("--groups", type=int, default=1, help="of each layer whose channels these divide")
     parser.add_argument("--dtype", choices=DTYPES, default="float16")
     parser.add_argument("--only", default="", metavar="TEXT", help="layers whose name contains this")
     parser.add_argument("--budget", type=float, default=0.2, help="seconds for the times of one layer")
@@ -167,11 +175,12 @@ def main() -> None:
     backend = backend_of(dtype)
     if why := find(backend).available().why:
         parser.error(why)
-    shapes = dict.fromkeys(replace(case, batch=1, density=arguments.density) for case in LAYERS)
+    alike = {"batch": 1, "density": arguments.density, "groups": arguments.groups}
+    shapes = dict.fromkeys(replace(case, **alike) for case in LAYERS)
     cases = [
         (replace(case, batch=batch), pattern)
         for case, batch, pattern in itertools.product(shapes, arguments.batches, arguments.patterns)
-        if case.inputs % 8 == 0 and case.outputs % 8 == 0
+        if runs(case, pattern)
     ]
     cases = [(case, pattern) for case, pattern in cases if arguments.only in str(case)]
     if not cases:

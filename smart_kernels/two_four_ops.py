@@ -23,6 +23,7 @@ import torch
 from smart_kernels import fakes, native
 
 TILES = ("large", "flat", "small", "narrow")
+TILE_SLABS = (4, 2, 2, 1)  # slabs of 32 output channels that each has
 WGMMA_TILES = ("wgmma tall", "wgmma twin")  # of the kernel for Hopper, csrc/cuda/wgmma_body.h
 
 

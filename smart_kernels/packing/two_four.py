@@ -97,6 +97,11 @@ class TwoFourWeight(MatrixWeight):
         return self.all_columns if self.column_runs is None else self.column_runs.shape[2] * RUN
 
     @property
+    def tall(self) -> int | None:
+        """Slabs that leave out the same runs of columns, which no tile may exceed; None if all columns are there."""
+        return None if self.column_runs is None else -(-self.slabs // self.column_runs.shape[1])
+
+    @property
     def steps(self) -> int:
         """Steps of a slab, without extra ones."""
         return -(-self.columns // COLUMNS)
@@ -214,8 +219,7 @@ class TwoFourWeight(MatrixWeight):
 
     def _columns_of(self, copy: int) -> Tensor:
         """Where each column of each slab lies among all: (slabs, columns), beyond the last where there is none."""
-        tall = -(-self.slabs // self.column_runs.shape[1])
-        runs = self.column_runs[copy].long().repeat_interleave(tall, dim=0)[: self.slabs]
+        runs = self.column_runs[copy].long().repeat_interleave(self.tall, dim=0)[: self.slabs]
         runs = torch.where(runs < 0, self.all_columns // RUN, runs)
         return (runs[..., None] * RUN + torch.arange(RUN, device=runs.device)).flatten(1)
 

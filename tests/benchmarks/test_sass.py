@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import sass
+from smart_kernels import two_four_ops
 
 pytestmark = pytest.mark.skipif(sass.missing() is not None, reason=str(sass.missing()))
 
@@ -79,3 +80,8 @@ def test_the_direct_kernel_multiplies_in_float32(kernels):
 
 def test_the_table_has_a_line_a_kernel(kernels):
     assert len(list(sass.table(kernels))) == len(kernels) + 2
+
+
+def test_tiles_are_as_tall_as_python_says():
+    slabs = {name: of_warp * rows for (of_warp, _, rows, _), name in sass.TILES.items()}
+    assert slabs == dict(zip(two_four_ops.TILES, two_four_ops.TILE_SLABS, strict=True))

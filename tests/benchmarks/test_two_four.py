@@ -1,10 +1,13 @@
 """The benchmark of the 2:4 kernel, with dense results in the kernel's place: there is no GPU to run it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from benchmarks import two_four
 from benchmarks.cases import LayerCase
+from smart_kernels import reference
 from smart_kernels.backends import Verdict
 from smart_kernels.backends.cuda import CudaBackend
 from smart_kernels.backends.direct import DirectBackend
@@ -18,13 +21,8 @@ CASE = LayerCase(16, 32, 3, 1, 6, batch=2, density=0.3)
 def put_in_place(monkeypatch, factor):
     def bind(self, packed, geometry, path, scale, bias, relu, affine, schedule):
         def run(x, residual):
-            padding = (geometry.padding[0], geometry.padding[2])
-            weight = packed.dense(path).float()
-            return (
-                (torch.nn.functional.conv2d(x.float(), weight, bias.float(), padding=padding) * factor)
-                .relu()
-                .to(x.dtype)
-            )
+            y = reference.sparse_conv2d(x.float(), packed.dense(path).float(), geometry, None, bias.float())
+            return (y * factor).relu().to(x.dtype)
 
         return run
 
@@ -70,6 +68,22 @@ def test_tiles_that_do_not_run_a_weight_are_not_timed(monkeypatch):
     row = two_four.row(case, "64:2:8", problem, lambda calls: dict.fromkeys(calls, 1.0))
     assert "large_us" not in row and {"flat_us", "small_us", "narrow_us", "chosen_us"} <= set(row)
     assert row["density"] == 0.25
+
+
+def test_groups_are_run_by_tiles_no_taller_than_they(monkeypatch):
+    put_in_place(monkeypatch, 1)
+    case = LayerCase(128, 128, 3, 1, 6, batch=2, density=0.3, groups=32)
+    problem = two_four.make_problem(case, "unstructured", torch.float16, "cpu")
+    row = two_four.row(case, "unstructured", problem, lambda calls: dict.fromkeys(calls, 1.0))
+    assert {each for each in row if each.endswith("_us")} == {"narrow_us", "chosen_us", "dense_us"}
+    assert "groups32" in row["layer"]
+
+
+def test_layers_that_no_kernel_runs_are_left_out():
+    image, small, wide = LayerCase(3, 64, 3, 1, 32), LayerCase(64, 64, 3, 1, 32), LayerCase(256, 256, 3, 1, 32)
+    assert two_four.runs(image, "unstructured") and not two_four.runs(image, "2:4")
+    grouped = [replace(case, groups=32) for case in (image, small, wide)]
+    assert [two_four.runs(case, "2:4") for case in grouped] == [False, False, True]
 
 
 def test_what_computes_something_else_is_not_timed(monkeypatch):
