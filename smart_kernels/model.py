@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from smart_kernels import lowering, paths
-from smart_kernels.backends import find
+from smart_kernels import lowering, paths, planned_layers
 from smart_kernels.backends.cpu import DTYPES
 from smart_kernels.compact_nets import CompactNets
 from smart_kernels.compaction import Compact
 from smart_kernels.cuda_graphs import CudaGraphs
 from smart_kernels.modules import SparseConv2d
 from smart_kernels.packing import PackedWeight
-from smart_kernels.planner import AUTO, DENSE, Choice, Planner
+from smart_kernels.planned_layers import convs_of, cut_dense, place, record_input_shapes, tell_compact
+from smart_kernels.planner import AUTO, DENSE, Planner
 from smart_kernels.protocol import reads_path
 from smart_kernels.report import Report, Row
 from smart_kernels.timing import interleave, percentile
 from smart_kernels.timings import SHARED, Timings
-from smart_kernels.ways import may_rewrite, tell_compact, ways_of
+from smart_kernels.ways import may_rewrite, ways_of
 
 PROGRAM_BUDGET_S = 0.5
 MAX_GRAPHS = 8  # input shapes, times the compact networks of paths, that programs are kept for
@@ -132,7 +132,7 @@ class SparseModel(nn.Module):
 
     def _held(self) -> list[Any]:
         """What captured graphs read and this network might drop."""
-        return [*(dict(conv._bound) for _, conv in self._convs()), *self._compact]
+        return [*(dict(conv._bound) for _, conv in convs_of(self.net)), *self._compact]
 
     def _forget(self) -> None:
         """Drops graphs of either kind, and compact networks."""
@@ -145,7 +145,7 @@ class SparseModel(nn.Module):
         """Whether all layers run each sample on its own path, so that the batch need not be split."""
         if self.uncaptured or not self._takes_path or len(self.paths) < 2:
             return False
-        convs = [conv for _, conv in self._convs()]
+        convs = [conv for _, conv in convs_of(self.net)]
         others = [module for module in self.net.modules() if not isinstance(module, SparseConv2d)]
         # Where all are dense there is no kernel whose launches could be saved.
         return (
@@ -201,7 +201,7 @@ class SparseModel(nn.Module):
         self.runs_programs = fastest.programs is not None
         if fastest.compact is None:
             self._compact.forget()
-            self._move(fastest.programs.moves if fastest.programs else {})
+            planned_layers.move(self.net, fastest.programs.moves if fastest.programs else {}, self._rows)
         else:
             self._compact.plan |= dict.fromkeys(fastest.moved, lowering.BACKEND)
             self.use_compact()
@@ -210,25 +210,9 @@ class SparseModel(nn.Module):
         """Runs every path with compact activations from now on, where it drops channels enough, and says so in rows."""
         self._forget()
         self.runs_compact = True
-        nets, rows, counted = self._compact_nets(), {row.name: row for row in self._rows}, set()
-        self._cut_dense()
-        for name, conv in self._convs():
-            if name in rows:
-                tell_compact(rows[name], name, conv, nets, conv.packed not in counted)
-                counted.add(conv.packed)
-
-    def _cut_dense(self) -> None:
-        """Layers that compact ones run instead of need no masked copies of the whole weight."""
-        channels, cut = find("channels"), {}
-        for _, conv in self._convs():
-            if conv.backend != DENSE:
-                continue
-            if conv.packed not in cut:
-                weight, masks = conv.packed.unpack()
-                fits = channels.supports(conv.geometry, weight.dtype, weight.device) and channels.suits(masks)
-                cut[conv.packed] = channels.pack(weight, masks) if fits else None
-            if cut[conv.packed] is not None:
-                conv.use(cut[conv.packed], channels.name)
+        nets = self._compact_nets()
+        cut_dense(self.net)
+        tell_compact(self.net, nets, self._rows)
 
     def _compact_nets(self) -> list[Compact]:
         """Those of the named paths."""
@@ -236,17 +220,6 @@ class SparseModel(nn.Module):
             return []
         found = [self._compact.of(self.net, name, self.paths) for name in self.paths]
         return [each for each in found if each is not None]
-
-    def _move(self, moves: Mapping[SparseConv2d, PackedWeight]) -> None:
-        """Runs layers on the CPU kernels, as parts of programs, and says so in their rows."""
-        rows = {row.name: row for row in self._rows}
-        for name, conv in self._convs():
-            if conv not in moves:
-                continue
-            conv.use(moves[conv], lowering.BACKEND)
-            if (row := rows.get(name)) is not None:
-                row.backend, row.why = lowering.BACKEND, f"the whole network is faster so; alone: {row.why}"
-                row.bytes = conv.packed.nbytes if row.bytes else 0
 
     def report(self) -> Report:
         """A dict for each layer: name, pattern, weights, density, backend, why, bytes, dense_us, sparse_us."""
@@ -271,24 +244,14 @@ class SparseModel(nn.Module):
             The new report.
         """
         planner = Planner(backend, strict, measure, timings)
-        shapes: dict[nn.Module, torch.Size] = {}
-        hooks = [
-            conv.register_forward_pre_hook(lambda m, inputs: shapes.update({m: m.kernel_shape(inputs[0].shape, m.pad)}))
-            for _, conv in self._convs()
-        ]
-        # Programs and compact networks do not call these layers, so no hooks.
+        # Programs and compact networks do not call these layers.
         ways = self.runs_programs, self.runs_compact
         self.runs_programs = self.runs_compact = False
         try:
-            with torch.no_grad():
-                self._run_any(example, self.paths[0])
+            record_input_shapes(self.net, lambda: self._run_any(example, self.paths[0]))
         finally:
             self.runs_programs, self.runs_compact = ways
-            for hook in hooks:
-                hook.remove()
-        for conv, shape in shapes.items():
-            conv.input_shape = tuple(shape)
-        self._plan([name for name, _ in self._convs()], planner)
+        self._plan([name for name, _ in convs_of(self.net)], planner)
         self.choose_way(example, planner)
         timings.save()
         return self.report()
@@ -310,7 +273,7 @@ class SparseModel(nn.Module):
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights of all swapped layers, all paths together."""
-        own = sum({id(conv.packed): conv.packed.nbytes for _, conv in self._convs()}.values())
+        own = sum({id(conv.packed): conv.packed.nbytes for _, conv in convs_of(self.net)}.values())
         return own + sum(net.nbytes for net in self._compact_nets())
 
     @property
@@ -321,35 +284,17 @@ class SparseModel(nn.Module):
             tensors |= {id(t): t for t in (*compact.net.parameters(), *compact.net.buffers())}
         return sum(t.numel() * t.element_size() for t in tensors.values())
 
-    def _convs(self) -> Iterator[tuple[str, SparseConv2d]]:
-        for name, module in self.net.named_modules():
-            if isinstance(module, SparseConv2d):
-                yield name, module
-
     def _plan(self, names: Sequence[str], planner: Planner) -> None:
-        """Plans some layers anew, and says so in their rows."""
         self._forget()
-        rows, done = {row.name: row for row in self._rows}, {}
-        for name, conv in self._convs():
-            if name not in names:
-                continue
-            choice = done.get(conv.packed)
-            if choice is None:
-                weight, masks = conv.packed.unpack()
-                shape = None if conv.input_shape is None else torch.Size(conv.input_shape)
-                choice = done[conv.packed] = planner.choose(weight, masks, conv.geometry, shape, name)
-                _tell(rows.get(name), choice, choice.packed.nbytes)
-            else:
-                _tell(rows.get(name), choice, 0)
-            conv.use(choice.packed, choice.backend)
+        planned_layers.plan(self.net, names, planner, self._rows)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseModel:
         """What .to(), .half(), .cuda() and their like call: a layer that lands elsewhere is planned for there."""
-        before = {name: _place(conv) for name, conv in self._convs()}
+        before = {name: place(conv) for name, conv in convs_of(self.net)}
         super()._apply(fn, recurse)
         self._forget()
-        moved = [name for name, conv in self._convs() if _place(conv) != before[name]]
-        moved = [name for name in moved if next(self.net.get_submodule(name).packed.buffers()).device.type != "meta"]
+        moved = [name for name, conv in convs_of(self.net) if place(conv) != before[name]]
+        moved = [name for name in moved if place(self.net.get_submodule(name))[0].type != "meta"]
         if moved:
             self._plan(moved, Planner())
             self.runs_programs = False
@@ -360,17 +305,6 @@ class SparseModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_graphs": {}, "_captured": None, "_compact": copy.deepcopy(self._compact)}
-
-
-def _place(conv: SparseConv2d) -> tuple[torch.device, torch.dtype]:
-    values = next(conv.packed.buffers())
-    return values.device, values.dtype
-
-
-def _tell(row: Row | None, choice: Choice, nbytes: int) -> None:
-    if row is not None:
-        row.backend, row.why, row.bytes = choice.backend, choice.why, nbytes
-        row.dense_us, row.sparse_us = choice.dense_us, choice.sparse_us
 
 
 def _check_state(model: SparseModel, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from smart_kernels import cuda_graphs, lowering
 from smart_kernels.backends.cpu import DTYPES
 from smart_kernels.compaction import Compact
-from smart_kernels.modules import SparseConv2d
 from smart_kernels.paths import Path
-from smart_kernels.report import Row
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,22 +72,3 @@ def may_rewrite(x: Tensor) -> bool:
     if follows or traced or x.is_meta or torch.is_autocast_enabled(x.device.type):
         return False
     return x.dim() == 4
-
-
-def tell_compact(row: Row, name: str, conv: nn.Module, nets: list[Compact], first_use: bool) -> None:
-    """Says in a layer's row what compact networks make of it.
-
-    Args:
-        nets: of the paths.
-        first_use: whether no earlier row counts the bytes of its weight.
-    """
-    row.bytes = conv.packed.nbytes if first_use else 0
-    layers = [(net, net.net.get_submodule(name)) for net in nets if name in net.channels]
-    smaller = [each for each in layers if isinstance(each[1], SparseConv2d)]
-    if not smaller:
-        return
-    row.bytes += sum(layer.packed.nbytes for _, layer in smaller)
-    net, layer = smaller[-1]
-    c, all_c, k, all_k = net.channels[name]
-    row.backend = layer.backend
-    row.why = f"activations are compact: {c} of {all_c} channels in, {k} of {all_k} out"

@@ -15,6 +15,7 @@ from smart_kernels import FileError, io, load, native, save, swap, verify
 from smart_kernels.backends import BACKENDS, Verdict, of_format, runnable
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import FORMATS
+from smart_kernels.planned_layers import convs_of
 
 
 @pytest.fixture
@@ -247,5 +248,5 @@ def test_each_packed_format_has_backends_that_read_it():
 def test_layers_of_a_file_lie_on_their_device_before_they_could_be_planned_anew(saved):
     network = json.loads(parts(saved)[1]["network"])
     sparse = io._build(network, parts(saved)[0], torch.device("meta"))
-    assert {buffer.device.type for _, conv in sparse._convs() for buffer in conv.packed.buffers()} == {"meta"}
+    assert {buffer.device.type for _, conv in convs_of(sparse.net) for buffer in conv.packed.buffers()} == {"meta"}
     assert {row["backend"] for row in sparse.report()} <= {"dense", "channels"} and not sparse.runs_programs
