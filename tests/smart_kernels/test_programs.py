@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import os
 import threading
 from itertools import pairwise
 
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from forks import holds_in_fork, needs_fork
 from networks import MaskedConv, TwoPaths
 from torch import nn
 
@@ -394,19 +394,15 @@ def test_tiny_numbers_are_not_flushed_to_zero():
     assert float(sparse(x).min()) > 0
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@needs_fork
 def test_a_forked_process_goes_on():
     model, x = TwoPaths().eval(), example(TwoPaths, 1)
-    sparse, before = forced(model, x), torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)  # torch's own threads do not survive a fork
-        expected = sparse(x)
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if torch.equal(sparse(x), expected) and torch.equal(forced(model, x)(x), expected) else 1)
-        assert os.waitpid(child, 0)[1] == 0
-    finally:
-        torch.set_num_threads(before)
+    sparse = forced(model, x)
+
+    def check(expected):
+        return torch.equal(sparse(x), expected) and torch.equal(forced(model, x)(x), expected)
+
+    assert holds_in_fork(check, prepare=lambda: sparse(x))
 
 
 def test_programs_are_freed_with_their_network():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from forks import holds_in_fork, needs_fork
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import MaskedConv, TwoPaths
@@ -143,6 +144,20 @@ def test_the_answer_does_not_depend_on_the_number_of_threads():
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(y, expected) for y, expected in zip(other, results[0], strict=True))
+
+
+@needs_fork
+def test_a_forked_process_goes_on():
+    packed, geometry = packed_weight(24, 16), Geometry.of((24, 16, 3, 3), padding=1)
+    small, large = torch.randn(1, 16, 20, 20), torch.randn(1, 16, 60, 60)
+
+    def compute(x):
+        return run(f"{FASTEST} winograd", x, packed, geometry)
+
+    def check(expected):
+        return torch.equal(compute(small), expected) and bool(compute(large).isfinite().all())
+
+    assert holds_in_fork(check, prepare=lambda: compute(small))
 
 
 @pytest.mark.skipif(FASTEST != "avx512", reason="what the cost model was measured for")
