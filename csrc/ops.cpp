@@ -14,6 +14,12 @@
 namespace smart {
 namespace {
 
+const cpu::Kernels& kernels_named(const std::string& isa) {
+  const cpu::Kernels* kernels = cpu::find_kernels(isa.c_str());
+  SMART_CHECK(kernels != nullptr, "this library or machine has no '", isa, "' kernels: see cpu_isas()");
+  return *kernels;
+}
+
 // See smart_kernels/ops.py for what it computes and smart_kernels/packing/unstructured.py for the packed weight, whose
 // codes are validated there, once, when packed or loaded.
 //
@@ -27,8 +33,7 @@ Results convolve(const Tensor& x, const Tensor& values, const Tensor& codes, con
                  const std::vector<int64_t>& geometry, int64_t slab_channels, int64_t first_segment,
                  int64_t last_segment, const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
                  const std::optional<Tensor>& residual, bool relu, const std::string& isa, cpu::Affine* affine) {
-  const cpu::Kernels* kernels = cpu::find_kernels(isa.c_str());
-  SMART_CHECK(kernels != nullptr, "this library or machine has no '", isa, "' kernels: see cpu_isas()");
+  const cpu::Kernels& kernels = kernels_named(isa);
   SMART_CHECK(geometry.size() == 13, "geometry has ", geometry.size(), " numbers: 13 are needed");
   SMART_CHECK(x.dim() == 4, "input has shape ", shape_of(x), ": (N, C, H, W) is needed");
   SMART_CHECK(x.scalar_type() == ScalarType::Float, "input is not float32, as the weights are: convert it");
@@ -57,7 +62,7 @@ Results convolve(const Tensor& x, const Tensor& values, const Tensor& codes, con
     e.affine = *affine;
     arrays.second = static_cast<float*>(results.second->mutable_data_ptr());
   }
-  if (p.batch > 0) cpu::convolve(*kernels, p, w, e, arrays);
+  if (p.batch > 0) cpu::convolve(kernels, p, w, e, arrays);
   return results;
 }
 
@@ -85,6 +90,17 @@ std::tuple<Tensor, Tensor> sparse_conv2d_affine_cpu(Tensor x, Tensor values, Ten
   return {results.y, *results.second};
 }
 
+// About how many cycles of one thread sparse_conv2d_cpu takes for a path of so many non-zeros.
+double cpu_cycles(std::vector<int64_t> input_shape, std::vector<int64_t> geometry, int64_t slab_channels,
+                  int64_t nonzeros, std::string isa) {
+  const cpu::Kernels& kernels = kernels_named(isa);
+  SMART_CHECK(input_shape.size() == 4, "input has ", input_shape.size(), " dimensions: (N, C, H, W) is needed");
+  SMART_CHECK(geometry.size() == 13, "geometry has ", geometry.size(), " numbers: 13 are needed");
+  SMART_CHECK(slab_channels > 0 && nonzeros >= 0, "slab_channels is ", slab_channels, ", nonzeros ", nonzeros);
+  const std::vector<int64_t>& x = input_shape;
+  return cpu::estimated_cycles(kernels, read_problem(x[0], x[1], x[2], x[3], geometry.data()), slab_channels, nonzeros);
+}
+
 // Names of the instruction sets that can run here, fastest first, separated by spaces.
 std::string cpu_isas() {
   std::string names;
@@ -106,6 +122,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(smart_kernels, m) {
       "sparse_conv2d_affine_cpu(Tensor x, Tensor values, Tensor codes, Tensor segments, int[] geometry, "
       "int slab_channels, int first_segment, int last_segment, Tensor? scale, Tensor? bias, Tensor? residual, "
       "bool relu, Tensor affine_scale, Tensor affine_bias, bool affine_relu, str isa=\"\") -> (Tensor, Tensor)");
+  m.def("cpu_cycles(int[] input_shape, int[] geometry, int slab_channels, int nonzeros, str isa=\"\") -> float");
   m.def("cpu_isas() -> str");
 }
 
@@ -115,5 +132,6 @@ STABLE_TORCH_LIBRARY_IMPL(smart_kernels, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(smart_kernels, CompositeExplicitAutograd, m) {
+  m.impl("cpu_cycles", TORCH_BOX(&smart::cpu_cycles));
   m.impl("cpu_isas", TORCH_BOX(&smart::cpu_isas));
 }

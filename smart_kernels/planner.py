@@ -99,22 +99,25 @@ class Planner:
         if self.backend != AUTO and self.backend in able:
             return Choice(self.backend, _pack(self.backend, weight, masks, geometry, name), "asked for")
         if full:
-            return Choice(DENSE, _pack(DENSE, weight, masks, geometry, name), "no path has zeros to skip")
+            able = [each for each in able if each == DENSE or _gains_on_full(each, geometry, input_shape)]
         if able == [DENSE]:
-            return Choice(DENSE, _pack(DENSE, weight, masks, geometry, name), _refusals(verdicts))
-        return self._fastest(able, weight, masks, geometry, input_shape, name)
+            why = "no path has zeros to skip" if full else _refusals(verdicts)
+            return Choice(DENSE, _pack(DENSE, weight, masks, geometry, name), why)
+        allowed = [each for each in able if full or not (self.strict and each == DENSE)]
+        return self._fastest(able, allowed, weight, masks, geometry, input_shape, name)
 
     def _fastest(
         self,
         able: list[str],
+        allowed: list[str],
         weight: Tensor,
         masks: Mapping[str, Tensor],
         geometry: Geometry,
         input_shape: torch.Size | None,
         name: str,
     ) -> Choice:
-        allowed = [candidate for candidate in able if not (self.strict and candidate == DENSE)]
-        if input_shape is None or not all(input_shape):
+        """The fastest of those allowed; the others are for comparison."""
+        if not _known(input_shape):
             why = "not measured: the input's shape is unknown here"
             return Choice(allowed[0], _pack(allowed[0], weight, masks, geometry, name), why)
         path = max(masks, key=lambda each: int(masks[each].sum()))
@@ -177,6 +180,14 @@ class Planner:
         for each, us in times.items():
             self.timings.put(keys[each], us)
         return times
+
+
+def _known(input_shape: torch.Size | None) -> bool:
+    return input_shape is not None and all(input_shape)
+
+
+def _gains_on_full(backend: str, geometry: Geometry, input_shape: torch.Size | None) -> bool:
+    return _known(input_shape) and backends.find(backend).gains_on_full(geometry, input_shape)
 
 
 def _comparison(chosen: str, dense_us: float | None, sparse_us: float | None) -> str:

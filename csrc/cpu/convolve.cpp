@@ -48,10 +48,9 @@ struct Decision {
   std::shared_ptr<const Plan> by_image, by_pixel;
 };
 
-Decision decide(const Kernels& kernels, const Problem& problem, const Weight& weight) {
-  const int64_t nonzeros = path_nonzeros(problem, weight);
-  const auto by_pixel = std::make_shared<Plan>(pixel_plan(problem, weight.slab_channels, nonzeros, kernels));
-  const auto by_image = std::make_shared<Plan>(image_plan(problem, weight.slab_channels, nonzeros, kernels));
+Decision decide(const Kernels& kernels, const Problem& problem, int64_t slab_channels, int64_t nonzeros) {
+  const auto by_pixel = std::make_shared<Plan>(pixel_plan(problem, slab_channels, nonzeros, kernels));
+  const auto by_image = std::make_shared<Plan>(image_plan(problem, slab_channels, nonzeros, kernels));
   // Whole blocks of images take the cheaper layout, and so does the rest of the batch.
   const int64_t rest = problem.batch % kernels.width;
   int64_t interleaved = problem.batch - rest;
@@ -88,7 +87,7 @@ const Decision& decision_for(const Kernels& kernels, const Problem& problem, con
       return known[at].second;
     }
   }
-  Decision decision = decide(kernels, problem, weight);
+  Decision decision = decide(kernels, problem, weight.slab_channels, path_nonzeros(problem, weight));
   if (known.size() < kMost) {
     known.emplace_back(key, std::move(decision));
     return known.back().second;
@@ -206,6 +205,12 @@ void Convolution::run_interleaving(const Job& whole, int64_t threads) const {
     });
     run_items(job, threads);
   }
+}
+
+double estimated_cycles(const Kernels& kernels, const Problem& problem, int64_t slab_channels, int64_t nonzeros) {
+  const Decision decision = decide(kernels, problem, slab_channels, nonzeros);
+  const int64_t rest = problem.batch - decision.interleaved;
+  return decision.by_image->cycles * ceil_div(decision.interleaved, kernels.width) + decision.by_pixel->cycles * rest;
 }
 
 void convolve(const Kernels& kernels, const Problem& problem, const Weight& weight, const Epilogue& epilogue,

@@ -46,6 +46,10 @@ class Convolution {
 void convolve(const Kernels& kernels, const Problem& problem, const Weight& weight, const Epilogue& epilogue,
               const Arrays& arrays);
 
+// About how many cycles of one thread that takes, by the cost model which decides on layouts and on Winograd's
+// algorithm, for a path of so many non-zeros.
+double estimated_cycles(const Kernels& kernels, const Problem& problem, int64_t slab_channels, int64_t nonzeros);
+
 // Non-zeros of the weight's path.
 int64_t path_nonzeros(const Problem& problem, const Weight& weight);
 

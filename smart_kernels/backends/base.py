@@ -89,6 +89,10 @@ class Backend(ABC):
         """Whether these masks drop what the backend can skip; without it the backend would be another dense one."""
         return Verdict(True)
 
+    def gains_on_full(self, geometry: Geometry, input_shape: Sequence[int]) -> bool:
+        """Whether the backend may be faster than dense where there are no zeros to skip."""
+        return False
+
     def pack(self, weight: Tensor, masks: Mapping[str, Tensor], groups: int = 1) -> PackedWeight:
         """Packs a weight (K, C/groups, R, S) and its masks for :meth:`run`."""
         return FORMATS[self.format].of(weight, masks, groups)

@@ -11,11 +11,9 @@ from torch import Tensor
 from smart_kernels import native
 from smart_kernels.backends.base import Affine, Backend, NoGradient, Run, Verdict
 from smart_kernels.geometry import Geometry
-from smart_kernels.packing.unstructured import MAX_TAPS, UnstructuredWeight
+from smart_kernels.packing.unstructured import MAX_TAPS, UnstructuredWeight, slab_channels
 
-# One thread's multiplications and additions on non-zeros a microsecond, about, by instruction set: they rank, no more.
-FLOPS_PER_US = {"avx512": 50e3, "avx2": 25e3, "plain": 6e3}
-COPIED_FLOATS_PER_US = 1e3
+CYCLES_PER_US = 3.4e3  # as the kernels' cost model counts them, about: they rank, no more
 CALL_US = 8.0
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -48,14 +46,14 @@ class CpuBackend(Backend):
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> float | None:
-        if not (isas := native.cpu_isas()):
+        if not self.available():
             return None
-        outputs = math.prod(geometry.output_shape(input_shape)) / geometry.weight_shape[0]
-        flops = 2 * density * math.prod(geometry.weight_shape) * outputs
-        # The input is copied once a tap column.
-        copied = math.prod(input_shape) * geometry.weight_shape[3]
-        us = flops / FLOPS_PER_US[isas[0]] + copied / COPIED_FLOATS_PER_US
-        return CALL_US + us / torch.get_num_threads()
+        cycles = _cycles(geometry, input_shape, density)
+        return CALL_US + cycles / CYCLES_PER_US / torch.get_num_threads()
+
+    def gains_on_full(self, geometry: Geometry, input_shape: Sequence[int]) -> bool:
+        # Winograd's algorithm needs no zeros, only a layer in which it is cheaper than products one by one.
+        return _cycles(geometry, input_shape, 1.0) < _cycles(geometry, input_shape, 1.0, "direct")
 
     def bind(
         self,
@@ -98,6 +96,15 @@ class CpuBackend(Backend):
             return y.to(x.dtype) if affine is None else tuple(each.to(x.dtype) for each in y)
 
         return run if values.dtype == torch.float32 else run_in_float32
+
+
+def _cycles(geometry: Geometry, input_shape: Sequence[int], density: float, way: str = "") -> float:
+    """Of one thread, by the kernels' own cost model; ``way`` may rule Winograd's algorithm out, as "direct"."""
+    _, channels, r, s = geometry.weight_shape
+    nonzeros = round(density * math.prod(geometry.weight_shape))
+    isa = f"{native.cpu_isas()[0]} {way}".rstrip()
+    slab = slab_channels(channels, r * s)
+    return torch.ops.smart_kernels.cpu_cycles(list(input_shape), geometry.numbers, slab, nonzeros, isa)
 
 
 def _is_reduced(x: Tensor, residual: Tensor | None) -> bool:

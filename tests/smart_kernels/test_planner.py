@@ -154,8 +154,51 @@ def test_estimates_rise_with_the_work():
     shape = (16, 256, 16, 16)
     assert cpu.estimate_us(big, shape, 0.1, device) < cpu.estimate_us(big, shape, 0.2, device)
     assert cpu.estimate_us(big, shape, 0.05, device) < dense.estimate_us(big, shape, 0.05, device)
-    assert cpu.estimate_us(big, shape, 1.0, device) > dense.estimate_us(big, shape, 1.0, device)
+    strided = Geometry((256, 256, 3, 3), (2, 2), (1, 1, 1, 1))
+    assert cpu.estimate_us(strided, shape, 1.0, device) > dense.estimate_us(strided, shape, 1.0, device)
     assert dense.estimate_us(big, shape, 0.1, device) > dense.estimate_us(big, (1, 256, 16, 16), 0.1, device)
+
+
+@needs_library
+def test_estimates_know_of_winograd():
+    """A cost model that counted products on non-zeros alone would have the time rise 2.8 times."""
+    geometry, shape, cpu = Geometry((64, 64, 3, 3), padding=(1, 1, 1, 1)), (1, 64, 48, 48), BACKENDS["cpu"]
+    sparse, full = (cpu.estimate_us(geometry, shape, density, torch.device("cpu")) for density in (0.36, 1.0))
+    assert sparse < full < 1.5 * sparse
+
+
+FULL = Geometry((64, 64, 3, 3), padding=(1, 1, 1, 1))
+LARGE = torch.Size((1, 64, 48, 48))
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("geometry", "shape", "is_measured"),
+    [
+        (FULL, LARGE, True),
+        (FULL, None, False),
+        (Geometry((64, 64, 1, 1)), LARGE, False),
+        (Geometry((64, 64, 3, 3), (2, 2), (1, 1, 1, 1)), LARGE, False),
+    ],
+    ids=["3x3", "of unknown shape", "1x1", "stride 2"],
+)
+def test_a_layer_without_zeros_is_measured_where_winograd_may_pay(measured, geometry, shape, is_measured):
+    _, calls = measured
+    weight = torch.randn(geometry.weight_shape)
+    masks = {"clean": torch.ones_like(weight, dtype=torch.bool)}
+    choice = Planner(timings=Timings()).choose(weight, masks, geometry, shape)
+    assert calls == ([{"cpu", "dense"}] if is_measured else [])
+    expected = ("cpu", "2.00x faster than dense") if is_measured else ("dense", "no path has zeros to skip")
+    assert (choice.backend, choice.why) == expected
+
+
+@needs_library
+def test_strictness_is_of_layers_with_zeros_alone(measured):
+    times, _ = measured
+    times["dense"] = 4e-6
+    weight = torch.randn(FULL.weight_shape)
+    masks = {"clean": torch.ones_like(weight, dtype=torch.bool)}
+    assert Planner(strict=True, timings=Timings()).choose(weight, masks, FULL, LARGE).backend == "dense"
 
 
 @needs_library

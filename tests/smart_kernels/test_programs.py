@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from forks import holds_in_fork, needs_fork
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from forks import holds_in_fork, needs_fork
 from networks import MaskedConv, TwoPaths
 from torch import nn
 
