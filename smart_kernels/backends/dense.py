@@ -154,10 +154,15 @@ def _bind_plain(
         scale = scale[:, None, None]
         shift = torch.zeros_like(scale) if bias is None else bias[:, None, None]
 
+    # As which it is several times faster, and which is what a fully connected layer would be.
+    matrix = weight.flatten(1) if geometry == Geometry(geometry.weight_shape) and weight.shape[2:] == (1, 1) else None
+
     def run(x: Tensor, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
-        if not even:
-            x = F.pad(x, (left, right, top, bottom))
-        y = F.conv2d(x, weight, conv_bias, geometry.stride, padding, geometry.dilation, geometry.groups)
+        if matrix is not None and x.shape[2:] == (1, 1):
+            y = F.linear(x.flatten(1), matrix, conv_bias)[:, :, None, None]
+        else:
+            x = x if even else F.pad(x, (left, right, top, bottom))
+            y = F.conv2d(x, weight, conv_bias, geometry.stride, padding, geometry.dilation, geometry.groups)
         if scale is not None:
             y = torch.addcmul(shift, y, scale)
         if residual is not None:

@@ -168,3 +168,15 @@ def test_an_empty_batch_gives_an_empty_output(format):
     weight = torch.randn(4, 3, 3, 3)
     packed = pack(weight, {"clean": weight > 0}, format)
     assert sparse_conv2d(torch.randn(0, 3, 8, 8), packed).shape == (0, 4, 6, 6)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_dense_one_pixel_images_are_a_matrix_product(monkeypatch, relu):
+    weight, x, residual = torch.randn(6, 9, 1, 1), torch.randn(5, 9, 1, 1), torch.randn(5, 6, 1, 1)
+    masks = {"clean": torch.rand(6, 9, 1, 1) < 0.5}
+    packed, geometry = packed_for("dense", weight, masks), Geometry.of((6, 9, 1, 1))
+    scale, bias = torch.randn(2, 6)
+    expected = reference.sparse_conv2d(x.double(), packed.dense("clean"), geometry, scale, bias, residual, relu)
+    monkeypatch.delattr(torch.nn.functional, "conv2d")  # three times slower
+    actual = run("dense", x, packed, geometry, "clean", scale, bias, residual, relu)
+    assert relative_error(actual, expected) < TOLERANCE
