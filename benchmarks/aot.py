@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -25,6 +26,7 @@ from smart_kernels.packing.block import MAX_ROWS
 CAPABILITIES = (80, 90, 100)
 POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
 INSTRUCTIONS = {"tcgen05.mma": r"tcgen05\.mma", "wgmma": r"wgmma\.mma_async", "mma": r"\bmma\.sync"}
+COPIES = r"cp\.async\.c[ag]\.shared\.global [^;]*, 0x10|cp\.async\.bulk\.tensor"  # of 16 bytes, and of a box
 INDICES = ("codes_ptr", "rows_ptr", "starts_ptr", "segments_ptr", "order_ptr", "first_ptr")
 RESULTS = ("scale_ptr", "bias_ptr", "residual_ptr", "y_ptr")
 SECOND = ("second_scale_ptr", "second_bias_ptr", "second_ptr")
@@ -45,6 +47,8 @@ class Body:
         split: whether several programs share a tile.
         precision: of products of float32.
         reduces: whether it is the kernel that adds up what the programs of a split tile found.
+        tma: whether it is the kernel in Gluon, for compute capability 9.0.
+        stride: of both height and width, which is a constant of that kernel alone.
     """
 
     dtype: str = "float16"
@@ -57,23 +61,32 @@ class Body:
     split: bool = False
     precision: str = "tf32"
     reduces: bool = False
+    tma: bool = False
+    stride: int = 1
 
     def __str__(self) -> str:
         parts = [self.dtype]
         if not self.reduces:
             parts += [f"{self.taps[0]}x{self.taps[1]}", f"blocks {self.block[0]}x{self.block[1]}"]
+        parts += [f"stride {self.stride}"] * (self.stride > 1)
         parts += [f"{self.rows} rows"] * (self.rows > 1) + [self.precision] * (self.dtype == "float32")
         parts += [f"{self.contiguous} channels together"] * (self.contiguous < 8)
         flags = {"samples": self.samples, "second": self.second, "split": self.split, "reduce": self.reduces}
+        flags["TMA"] = self.tma
         return ", ".join([*parts, *(name for name, on in flags.items() if on)])
 
     @property
     def schedule(self) -> schedules.Schedule:
-        """The default one for it."""
+        """The default one for it, with TMA if it has that."""
         itemsize = 4 if self.dtype == "float32" else 2
         kind = schedules.kind_of(itemsize, self.contiguous, self.precision)
-        schedule = schedules.find("", "", kind, self.block[0] * self.rows)
+        schedule = replace(schedules.default(kind, self.block[0] * self.rows), tma=self.tma)
         return schedules.settle(schedule, self.block[1], 1, 1, 1)
+
+    @property
+    def capabilities(self) -> tuple[int, ...]:
+        """What it is compiled for."""
+        return (90,) if self.tma else CAPABILITIES
 
 
 BODIES = (
@@ -102,6 +115,16 @@ BODIES = (
     Body(reduces=True),
     Body(reduces=True, samples=True, second=True),
     Body("float32", reduces=True, samples=True, second=True),
+    Body(tma=True),
+    Body(tma=True, second=True),
+    Body(tma=True, split=True),
+    Body(tma=True, taps=(1, 1), stride=2),
+    Body(tma=True, taps=(7, 7), stride=2),
+    Body(tma=True, block=(64, 32)),
+    Body(tma=True, block=(64, 64), second=True),
+    Body(tma=True, block=(128, 16)),
+    Body(tma=True, block=(128, 64), second=True),
+    Body("bfloat16", tma=True, second=True),
 )
 
 
@@ -111,7 +134,7 @@ class Compiled:
 
     Attributes:
         instruction: the one that multiplies, a key of ``INSTRUCTIONS``; "none" if there is none.
-        copies: instructions that copy 16 bytes into shared memory while others run.
+        copies: instructions that copy 16 bytes, or by TMA a box, into shared memory while others run.
         registers: of each thread.
         shared_bytes: of each program.
         stack_bytes: of each thread; registers spill there.
@@ -133,28 +156,8 @@ def compile_body(body: Body, capability: int) -> Compiled:
     """
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.runtime import JITFunction
 
-    from smart_kernels.kernels import block as kernels
-
-    kernel = kernels.reduce if body.reduces else kernels.convolve
-    if not isinstance(kernel, JITFunction):
-        raise RuntimeError("Triton interprets kernels in this process: unset TRITON_INTERPRET to compile them")
-    constants = _reduce_constants(body) if body.reduces else _convolve_constants(body)
-    pointers = dict.fromkeys(("x_ptr", "values_ptr", *RESULTS, *SECOND), POINTERS[body.dtype])
-    pointers |= {**dict.fromkeys(INDICES, "*i32"), "partial_ptr": "*fp32"}
-    names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names}
-    aligned = [name for name in names if signature[name].startswith("*")]
-    if body.contiguous == 16:
-        aligned += [name for name in ("in_channels", "group_in", "out_channels", "group_out") if name in names]
-    source = ASTSource(
-        kernel,
-        signature,
-        {(names.index(name),): value for name, value in constants.items()},
-        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
+    source = _source(body)
     schedule = body.schedule
     options = {
         "num_warps": 4 if body.reduces else schedule.warps,
@@ -165,11 +168,54 @@ def compile_body(body: Body, capability: int) -> Compiled:
     ptx = compiled.asm["ptx"]
     registers, stack = _resources(compiled.asm["cubin"])
     instruction = next((name for name, pattern in INSTRUCTIONS.items() if re.search(pattern, ptx)), "none")
-    copies = len(re.findall(r"cp\.async\.c[ag]\.shared\.global [^;]*, 0x10", ptx))
+    copies = len(re.findall(COPIES, ptx))
     return Compiled(instruction, copies, registers, compiled.metadata.shared, stack, ptx)
 
 
+def _source(body: Body) -> Any:
+    """What Triton compiles: a kernel with the types of its arguments, and the values of those that are constants."""
+    from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
+    from triton.runtime import JITFunction
+
+    from smart_kernels.kernels import block, block_tma
+
+    kernel = block.reduce if body.reduces else block_tma.convolve if body.tma else block.convolve
+    if not isinstance(block.convolve, JITFunction):
+        raise RuntimeError("Triton interprets kernels in this process: unset TRITON_INTERPRET to compile them")
+    constants = _reduce_constants(body) if body.reduces else _convolve_constants(body)
+    types = dict.fromkeys(("x_ptr", "values_ptr", *RESULTS, *SECOND), POINTERS[body.dtype])
+    types |= {**dict.fromkeys(INDICES, "*i32"), "partial_ptr": "*fp32"}
+    if body.tma:
+        types |= _descriptors(body)
+    names = kernel.arg_names
+    constants = {name: value for name, value in constants.items() if name in names}
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+    aligned = [name for name in names if signature[name].startswith("*")]
+    if body.contiguous == 16:
+        aligned += [name for name in ("in_channels", "group_in", "out_channels", "group_out") if name in names]
+    return (GluonASTSource if body.tma else ASTSource)(
+        kernel,
+        signature,
+        {(names.index(name),): value for name, value in constants.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+
+
+def _descriptors(body: Body) -> dict[str, str]:
+    """The types of the tensors that TMA reads, of a map of 32x32 pixels."""
+    from smart_kernels import tma_ops
+
+    schedule, (block_out, block_in) = body.schedule, body.block
+    images, rows, columns = tma_ops.box_of(schedule.pixels, 1, 32, 32)
+    step = schedule.channels // block_in
+    boxes = {"x_desc": [images, rows, 1, columns, block_in], "values_desc": [step * block_out, block_in]}
+    number = POINTERS[body.dtype].removeprefix("*")
+    return {name: f"tensordesc<{number}{box},{tma_ops.layout(block_in, len(box))!r}>" for name, box in boxes.items()}
+
+
 def _convolve_constants(body: Body) -> dict[str, object]:
+    """Of both kernels, each of which has some of them."""
     schedule = body.schedule
     absent = ["rows_ptr", "starts_ptr"] * (body.rows == 1) + ["order_ptr", "first_ptr"] * (not body.samples)
     absent += [*RESULTS, *SECOND] if body.split else ["partial_ptr"]
@@ -189,6 +235,11 @@ def _convolve_constants(body: Body) -> dict[str, object]:
         "CACHE": ".ca" if schedule.through_l1 else "",
         "BLOCK_N": schedule.pixels,
         "BLOCK_K": schedule.channels,
+        "TAPS": body.taps[0] * body.taps[1],
+        "STRIDE_H": body.stride,
+        "STRIDE_W": body.stride,
+        "STAGES": schedule.stages,
+        "WARPS": schedule.warps,
     }
 
 
@@ -215,11 +266,11 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 def table(only: str = "") -> Iterator[str]:
     """Lines of a Markdown table of all bodies whose name contains ``only``."""
-    yield "| body | compute capability | multiplies with | 16-byte copies | registers | shared KiB | stack bytes |"
+    yield "| body | compute capability | multiplies with | copies | registers | shared KiB | stack bytes |"
     yield "|---|---|---|---|---|---|---|"
     bodies = [body for body in BODIES if only in str(body)]
     for body in tqdm(bodies, unit="body", file=sys.stderr):
-        for capability in CAPABILITIES:
+        for capability in body.capabilities:
             made = compile_body(body, capability)
             cells = (body, capability / 10, made.instruction, made.copies, made.registers)
             cells = (*cells, f"{made.shared_bytes / 1024:.0f}", made.stack_bytes)

@@ -29,6 +29,7 @@ from smart import results
 from smart_kernels import reference
 from smart_kernels.backends import find, schedules
 from smart_kernels.backends.schedules import Schedule
+from smart_kernels.backends.triton import covered_by_tma
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import BlockWeight
 from smart_kernels.timing import interleave, percentile
@@ -67,6 +68,11 @@ class Problem:
         items = packed.items_per_tile(packed.paths[0])
         return schedules.layer_name(self.geometry, self.x.dtype, packed.block, packed.tile, items, pixels)
 
+    @property
+    def covered_by_tma(self) -> bool:
+        """Whether the kernel with TMA computes it on this device."""
+        return covered_by_tma(self.geometry, self.packed.values, self.packed.rows_per_tile, self.x.shape[2:]).ok
+
     def call(self, schedule: Schedule | None) -> Callable[[], Tensor]:
         """Runs the layer by a schedule, or by the one kept for it."""
         arguments = (self.packed, self.geometry, self.packed.paths[0], None, self.bias, True, None)
@@ -100,32 +106,41 @@ def make_problem(case: LayerCase, block: tuple[int, int], dtype: torch.dtype, de
     return Problem(packed, geometry, x.contiguous(memory_format=torch.channels_last), bias, truth)
 
 
-def candidates(tile: int, block_in: int, itemsize: int, shared_bytes: int) -> Iterator[Schedule]:
-    """Schedules of a tile that its operands and sums fit into, unsplit where there are enough tiles."""
-    for pixels, channels, warps, stages in itertools.product((32, 64, 128, 256), (32, 64, 128), (4, 8), (2, 3, 4, 5)):
+def candidates(tile: int, block_in: int, itemsize: int, shared_bytes: int, tma: bool = False) -> Iterator[Schedule]:
+    """Schedules of a tile that its operands and sums fit into, unsplit where there are enough tiles.
+
+    Args:
+        tma: whether the kernel with TMA covers the layer: all of them by that kernel too.
+    """
+    sizes = itertools.product((32, 64, 128, 256), (32, 64, 128), (4, 8), (2, 3, 4, 5))
+    for pixels, channels, warps, stages in sizes:
         fits = (tile + pixels) * channels * itemsize * stages <= shared_bytes
         if channels >= block_in and fits and SUMS[0] <= tile * pixels // (32 * warps) <= SUMS[1]:
             yield Schedule(pixels, channels, warps, stages)
+            if tma:
+                yield Schedule(pixels, channels, warps, stages, tma=True)
 
 
-def tune(problem: Problem, times: Times) -> Schedule:
+def tune(problem: Problem, times: Times, tma: bool = True) -> Schedule:
     """The fastest schedule of all candidates.
 
     Args:
         times: calls by name -> microseconds by name.
+        tma: whether the kernel with TMA is one, where it covers the layer.
 
     Raises:
         VerificationError: one of them computes something else.
         ValueError: none of them runs.
     """
     packed = problem.packed
-    first = candidates(packed.tile, packed.block[1], problem.x.element_size(), problem.shared_bytes)
+    tma = tma and problem.covered_by_tma
+    first = candidates(packed.tile, packed.block[1], problem.x.element_size(), problem.shared_bytes, tma)
     best = _rank(problem, list(first), times)
     second = [
         replace(schedule, splits=splits, through_l1=through_l1)
         for schedule in best[:FINALISTS]
         for splits in SPLITS
-        for through_l1 in (False, True)
+        for through_l1 in ((False,) if schedule.tma else (False, True))
     ]
     return _rank(problem, second, times)[0]
 
@@ -192,6 +207,7 @@ def main() -> None:
     parser.add_argument("--block", type=int, nargs=2, default=[64, 16], metavar=("OUT", "IN"))
     parser.add_argument("--dtype", choices=DTYPES, default="float16")
     parser.add_argument("--only", default="", metavar="TEXT", help="layers whose name contains this")
+    parser.add_argument("--without-tma", action="store_true", help="leaves out the kernel in Gluon for Hopper")
     parser.add_argument("--again", action="store_true", help="tunes layers that have a schedule too")
     parser.add_argument("--budget", type=float, default=0.2, help="seconds to time the candidates of one round")
     parser.add_argument("--out", type=Path, default=RESULTS, help="results file, or folder to put one in")
@@ -218,7 +234,7 @@ def main() -> None:
             problem = make_problem(case, tuple(arguments.block), DTYPES[arguments.dtype], "cuda")
             _, measured = schedules.read(schedules.FILE)
             if arguments.again or problem.layer not in measured.get(gpu, {}):
-                schedules.write(schedules.FILE, gpu, {problem.layer: tune(problem, times)})
+                schedules.write(schedules.FILE, gpu, {problem.layer: tune(problem, times, not arguments.without_tma)})
             rows.append(row(case, problem, times))
             command = "python -m benchmarks.tune" + "".join(f" {argument}" for argument in sys.argv[1:])
             results.write(results.results(rows, command), file)

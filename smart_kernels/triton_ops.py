@@ -18,6 +18,8 @@ TF32 numbers, which come within a few roundings of float32.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
@@ -26,6 +28,7 @@ from triton.runtime import JITFunction
 from smart_kernels import fakes
 from smart_kernels.backends import schedules
 from smart_kernels.backends.schedules import Schedule
+from smart_kernels.backends.triton import covered_by_tma
 from smart_kernels.fakes import empty_result
 from smart_kernels.geometry import Geometry
 from smart_kernels.kernels import block as kernels
@@ -124,7 +127,7 @@ def _launch(
         if n == 0:
             return
     asked_for = Schedule.of_numbers(schedule_numbers) if schedule_numbers else None
-    schedule = choose_schedule(x.device, geometry, values, rows_per_tile, items, n * p * q, asked_for)
+    schedule = choose_schedule(x, geometry, values, rows_per_tile, items, n * p * q, order is not None, asked_for)
     x = x.contiguous(memory_format=torch.channels_last)
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
@@ -136,20 +139,29 @@ def _launch(
     if schedule.splits > 1:
         partial = torch.empty((schedule.splits, n, p, q, k), dtype=torch.float32, device=x.device)
     results = (scale, bias, residual, y, second_scale, second_bias, second)
+    written = results if partial is None else (None,) * len(results)
     several = rows_per_tile > 1
     convolve, reduce = kernels.convolve, kernels.reduce
-    wrap_triton(convolve)[(tiles * out_tiles, schedule.splits)](
-        x, values, codes, rows if several else None, starts if several else None, segments, order, first,
-        *(results if partial is None else (None,) * len(results)), partial,
-        h, w, c, group_in, q, k, k // geometry.groups, p * q, n * p * q, out_tiles, first_segment, last_segment,
-        *geometry.stride, geometry.padding[0], geometry.padding[2], *geometry.dilation,
-        R=r, S=s, BLOCK_OUT=block_out, BLOCK_IN=block_in, ROWS=rows_per_tile, MAX_ROWS=MAX_ROWS,
-        CONTIGUOUS=contiguous_channels(c, group_in, block_in), RELU=relu, SECOND_RELU=second_relu,
-        PRECISION=float32_precision(), WIDEN=_is_interpreted() and x.dtype == torch.bfloat16,
-        CACHE=".ca" if schedule.through_l1 else "",
-        BLOCK_N=schedule.pixels, BLOCK_K=schedule.channels,
-        num_warps=schedule.warps, num_stages=schedule.stages,
-    )  # fmt: skip
+    if schedule.tma:
+        from smart_kernels.tma_ops import convolve_blocks_tma  # Gluon is an experimental part of Triton
+
+        convolve_blocks_tma(
+            x, values, codes, segments, numbers, first_segment, last_segment, schedule.numbers,
+            *written, partial, relu, second_relu,
+        )  # fmt: skip
+    else:
+        wrap_triton(convolve)[(tiles * out_tiles, schedule.splits)](
+            x, values, codes, rows if several else None, starts if several else None, segments, order, first,
+            *written, partial,
+            h, w, c, group_in, q, k, k // geometry.groups, p * q, n * p * q, out_tiles, first_segment, last_segment,
+            *geometry.stride, geometry.padding[0], geometry.padding[2], *geometry.dilation,
+            R=r, S=s, BLOCK_OUT=block_out, BLOCK_IN=block_in, ROWS=rows_per_tile, MAX_ROWS=MAX_ROWS,
+            CONTIGUOUS=contiguous_channels(c, group_in, block_in), RELU=relu, SECOND_RELU=second_relu,
+            PRECISION=float32_precision(), WIDEN=_is_interpreted() and x.dtype == torch.bfloat16,
+            CACHE=".ca" if schedule.through_l1 else "",
+            BLOCK_N=schedule.pixels, BLOCK_K=schedule.channels,
+            num_warps=schedule.warps, num_stages=schedule.stages,
+        )  # fmt: skip
     if partial is not None:
         pixels, channels = REDUCED
         tiles = -(-(n * p * q) // pixels) + (order is not None)
@@ -160,27 +172,37 @@ def _launch(
 
 
 def choose_schedule(
-    device: torch.device,
+    x: Tensor,
     geometry: Geometry,
     values: Tensor,
     rows_per_tile: int,
     items: int,
     pixels: int | torch.SymInt,
+    samples: bool,
     schedule: Schedule | None = None,
 ) -> Schedule:
     """The schedule given, or else the one kept for the layer, settled.
 
-    A number of ``pixels`` that may vary counts as one that fills the GPU.
+    A number of ``pixels`` that may vary counts as one that fills the GPU. Layers that are alike share a schedule; of
+    those that it fits, the kernel with TMA covers some: the others take the default.
+
+    Raises:
+        ValueError: a schedule is given that this layer cannot run by.
     """
     block = values.shape[1], values.shape[2]
     tile = block[0] * rows_per_tile
-    gpu, processors = _gpu(device)
+    gpu, processors = _gpu(x.device)
     known = pixels if isinstance(pixels, int) else schedules.MANY_PIXELS
+    covered = functools.partial(covered_by_tma, geometry, values, rows_per_tile, x.shape[2:], samples)
     if schedule is None:
         layer = schedules.layer_name(geometry, values.dtype, block, tile, items, known)
         contiguous = contiguous_channels(geometry.in_channels, geometry.weight_shape[1], block[1])
         kind = schedules.kind_of(values.element_size(), contiguous, float32_precision())
         schedule = schedules.find(gpu, layer, kind, tile)
+        if schedule.tma and not covered():
+            schedule = schedules.default(kind, tile)
+    elif schedule.tma and not (verdict := covered()):
+        raise ValueError(f"{schedule}: {verdict.why}; take a schedule without TMA")
     tiles = -(-known // schedule.pixels) * -(-geometry.weight_shape[0] // tile)
     return schedules.settle(schedule, block[1], tiles, items, processors)
 

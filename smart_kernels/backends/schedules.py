@@ -42,6 +42,7 @@ class Schedule:
         splits: programs that share the steps of a tile, and whose sums a second kernel adds up; 0 for as many as it
             takes to have work for each multiprocessor.
         through_l1: whether the input is read through the L1 cache, where other taps of it may still lie, or around it.
+        tma: whether the kernel in Gluon runs it, whose operands TMA copies: compute capability 9.0 only.
     """
 
     pixels: int
@@ -50,6 +51,7 @@ class Schedule:
     stages: int
     splits: int = 0
     through_l1: bool = False
+    tma: bool = False
 
     def __post_init__(self) -> None:
         powers = (self.pixels, self.channels, self.warps)
@@ -57,6 +59,10 @@ class Schedule:
             raise ValueError(f"{self}: pixels, channels and warps are powers of two, pixels and channels at least 16")
         if self.stages < 1 or not 0 <= self.splits <= MAX_SPLITS or self.warps > 32:
             raise ValueError(f"{self}: at least 1 stage, at most 32 warps and {MAX_SPLITS} splits are needed")
+        if self.tma and (self.stages < 2 or self.warps not in (4, 8) or self.pixels > 256 or self.through_l1):
+            raise ValueError(
+                f"{self}: with TMA, at least 2 stages, 4 or 8 warps and at most 256 pixels; L1 has no part"
+            )
 
     @property
     def numbers(self) -> list[int]:
@@ -66,8 +72,8 @@ class Schedule:
     @classmethod
     def of_numbers(cls, numbers: Sequence[int]) -> Schedule:
         """The inverse of ``numbers``."""
-        *counts, through_l1 = numbers
-        return cls(*counts, bool(through_l1))
+        *counts, through_l1, tma = numbers
+        return cls(*counts, bool(through_l1), bool(tma))
 
 
 def layer_name(
@@ -102,9 +108,13 @@ def find(gpu: str, layer: str, kind: str, tile: int) -> Schedule:
         kind: what :func:`kind_of` gives.
         tile: output channels of a tile.
     """
-    defaults, measured = read(FILE)
-    if (schedule := measured.get(gpu, {}).get(layer)) is not None:
-        return schedule
+    _, measured = read(FILE)
+    return measured.get(gpu, {}).get(layer) or default(kind, tile)
+
+
+def default(kind: str, tile: int) -> Schedule:
+    """The schedule of layers that nothing was measured of; arguments as for :func:`find`."""
+    defaults, _ = read(FILE)
     return defaults[kind][f"{tile}"]
 
 
@@ -172,11 +182,11 @@ def write(file: Path, gpu: str, measured: dict[str, Schedule]) -> None:
 
 
 def _schedule(entry: dict[str, object]) -> Schedule:
-    types = {field.name: bool if field.name == "through_l1" else int for field in fields(Schedule)}
+    types = {field.name: bool if isinstance(field.default, bool) else int for field in fields(Schedule)}
     if not isinstance(entry, dict) or entry.keys() != types.keys():
         raise ValueError(f"{entry}: {sorted(types)} are needed")
     if any(type(entry[name]) is not kind for name, kind in types.items()):
-        raise ValueError(f"{entry}: integers are needed, and true or false for through_l1")
+        raise ValueError(f"{entry}: integers are needed, and true or false for through_l1 and tma")
     return Schedule(**entry)
 
 

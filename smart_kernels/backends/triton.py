@@ -81,3 +81,14 @@ class TritonBackend(GpuBackend):
         weight = (packed.path_values(path), packed.codes, packed.rows, packed.starts, packed.segments)
         how = (*packed.segment_range(path), packed.items_per_tile(path), schedule.numbers if schedule else [])
         return Launch(operator, (*weight, packed.rows_per_tile, geometry.numbers, *how))
+
+
+def covered_by_tma(
+    geometry: Geometry, values: Tensor, rows_per_tile: int, input_size: Sequence[int], samples: bool = False
+) -> Verdict:
+    """What :func:`smart_kernels.tma_ops.covers` says, or that this Triton has no such kernel."""
+    try:
+        from smart_kernels import tma_ops
+    except ImportError as error:
+        return Verdict(False, f"the Gluon of this Triton does not have what the kernel with TMA needs ({error})")
+    return tma_ops.covers(geometry, values, rows_per_tile, input_size, samples)

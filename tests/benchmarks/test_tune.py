@@ -62,6 +62,17 @@ def test_the_fastest_of_all_is_found_and_each_was_verified(problem, bound):
     assert len(set(seen)) > 30
 
 
+def test_the_kernel_with_tma_is_a_candidate_where_it_covers_the_layer(problem, bound, monkeypatch):
+    seen, _ = bound
+    times = times_by(lambda schedule: schedule.tma * -100 + schedule.stages + schedule.splits)
+    assert not tune.tune(problem, times).tma  # of float32
+    assert not any(schedule.tma for schedule in seen)
+    monkeypatch.setattr(tune.Problem, "covered_by_tma", True)
+    assert tune.tune(problem, times) == Schedule(32, 32, 4, 2, splits=1, tma=True)
+    assert {schedule.through_l1 for schedule in seen if schedule.tma} == {False}
+    assert not tune.tune(problem, times, tma=False).tma
+
+
 def test_what_needs_too_much_is_left_out_and_what_computes_wrongly_is_an_error(problem, bound):
     _, hook = bound
 

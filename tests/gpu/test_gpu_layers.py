@@ -5,6 +5,8 @@ import torch
 
 from smart_kernels import pack, reference
 from smart_kernels.backends import BACKENDS, Affine, fused_cudnn
+from smart_kernels.backends.schedules import Schedule
+from smart_kernels.backends.triton import covered_by_tma
 from smart_kernels.geometry import Geometry
 from smart_kernels.paths import Samples
 
@@ -104,3 +106,45 @@ def test_samples_on_paths_of_their_own(dtype):
         weight = packed.dense(path)
         expected = reference.sparse_conv2d(x[rows].double(), weight, geometry, scale[i], bias[i], None, True)
         assert error(y[rows], expected) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "geometry", "size", "batch"),
+    [
+        ((64, 64, 3, 3), {"padding": 1}, 32, 2),
+        ((128, 64, 3, 3), {"padding": 1, "stride": 2}, 16, 3),
+        ((128, 64, 1, 1), {"stride": 2}, 16, 5),
+        ((512, 512, 3, 3), {"padding": 1}, 4, 1),
+        ((120, 40, 3, 3), {"padding": 2, "dilation": 2}, 9, 2),
+        ((64, 16, 7, 7), {"padding": 3}, 20, 2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Schedule(128, 64, 4, 4, splits=1, tma=True),
+        Schedule(256, 64, 8, 3, splits=1, tma=True),
+        Schedule(32, 32, 4, 2, splits=4, tma=True),
+        Schedule(64, 128, 8, 3, tma=True),
+    ],
+    ids=lambda schedule: "x".join(map(str, schedule.numbers)),
+)
+def test_the_kernel_with_tma(schedule, dtype, shape, geometry, size, batch):
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("this needs an NVIDIA GPU of compute capability 9.0")
+    geometry = Geometry.of(shape, **geometry)
+    packed = pack((torch.randn(shape) / 10).cuda().to(dtype), masks_for("triton", shape), "block")
+    x = torch.randn(batch, shape[1], size, size).cuda().to(dtype).contiguous(memory_format=torch.channels_last)
+    assert covered_by_tma(geometry, packed.values, packed.rows_per_tile, x.shape[2:])
+    scale, bias, affine_scale, affine_bias = torch.randn(4, shape[0]).cuda().to(dtype)
+    residual = torch.randn(geometry.output_shape(x.shape)).cuda().to(dtype)
+    affine = Affine(affine_scale, affine_bias, True)
+    for path in ("clean", "adv", 0.3):
+        run = BACKENDS["triton"].bind(packed, geometry, path, scale, bias, True, affine, schedule)
+        y, second = run(x, residual)
+        expected = reference.sparse_conv2d(x.double(), packed.dense(path), geometry, scale, bias, residual, True)
+        assert error(y, expected) < TOLERANCE[dtype]
+        expected = (expected * affine_scale[:, None, None] + affine_bias[:, None, None]).relu()
+        assert error(second, expected) < 2 * TOLERANCE[dtype]

@@ -126,9 +126,9 @@ def test_on_the_cpu_a_packed_block_weight_still_gives_its_answer():
 
 
 class OneLayer(torch.nn.Module):
-    def __init__(self):
+    def __init__(self, dtype=torch.float32):
         super().__init__()
-        self.packed = BlockWeight(*block_problem((64, 32, 3, 3), (64, 16)))
+        self.packed = BlockWeight(*block_problem((64, 32, 3, 3), (64, 16), dtype=dtype))
 
     def forward(self, x):
         return TRITON.bind(self.packed, GEOMETRY, "adv", None, None, True)(x, None) * 2
@@ -154,6 +154,23 @@ def test_a_compiled_graph_holds_the_kernels_themselves(fresh_compiler, layer, sp
     with torch.no_grad(), pytest.raises(Exception, match="StopIteration"):
         compiled(torch.randn(2, 32, 5, 5))
     assert graphs[0].count("triton_kernel_wrapper_functional(") == 1 + splits
+
+
+def test_a_compiled_graph_holds_the_kernel_with_tma_as_an_operator(fresh_compiler, monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    schedule = Schedule(128, 64, 4, 3, splits=2, tma=True)
+    monkeypatch.setattr(schedules, "find", lambda *_: schedule)
+    layer, graphs = OneLayer(torch.float16), []
+
+    def compiler(graph, inputs):
+        graphs.append(graph.code)
+        raise StopIteration  # what would be compiled further needs a GPU
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=aot_autograd(fw_compiler=compiler))
+    with torch.no_grad(), pytest.raises(Exception, match="StopIteration"):
+        compiled(torch.randn(2, 32, 5, 5).half())
+    assert graphs[0].count("smart_kernels.convolve_blocks_tma") == 1
+    assert graphs[0].count("triton_kernel_wrapper_functional(") == 1  # which adds the sums up
 
 
 def test_exported_programs_hold_the_operator_and_take_any_batch(layer):
@@ -237,9 +254,9 @@ def test_layers_that_are_alike_share_a_schedule():
     ["", "[]", '{"version": 2}', '{"version": 1, "default": {}}',
      '{"version": 1, "default": {"a": {"64": 3}}, "gpus": {}}',
      '{"version": 1, "default": {}, "gpus": {"A": {"x": {"pixels": 100, "channels": 64, "warps": 4, "stages": 3, '
-     '"splits": 0, "through_l1": false}}}}',
+     '"splits": 0, "through_l1": false, "tma": false}}}}',
      '{"version": 1, "default": {}, "gpus": {"A": {"x": {"pixels": 64.0, "channels": 64, "warps": 4, "stages": 3, '
-     '"splits": 0, "through_l1": false}}}}'],
+     '"splits": 0, "through_l1": false, "tma": false}}}}'],
 )  # fmt: skip
 def test_a_file_of_anything_else_is_refused(tmp_path, content):
     file = tmp_path / "schedules.json"

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from blocks import block_mask, block_problem
+from blocks import TOLERANCE, block_mask, block_problem, check, epilogue, relative_error
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -16,19 +16,8 @@ from smart_kernels.packing import BlockWeight
 from smart_kernels.paths import Samples
 
 TRITON = BACKENDS["triton"]
-# Of the largest output: sums in float32, each result rounded once.
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 BLOCKS = [(64, 16), (64, 32), (32, 16), (16, 16), (16, 64), (128, 16)]
 SMALL = Schedule(pixels=32, channels=32, warps=4, stages=2, splits=1)
-
-
-def relative_error(actual, expected):
-    """Of what the reference finds finite: where it does not, an exact zero weight may have met infinity."""
-    finite = expected.isfinite()
-    if not finite.any():
-        return 0.0
-    assert actual[finite].isfinite().all()
-    return float((actual.double() - expected)[finite].abs().max() / expected[finite].abs().max().clamp_min(1e-30))
 
 
 @st.composite
@@ -49,32 +38,6 @@ def problems(draw):
     schedule = dataclasses.replace(SMALL, pixels=draw(st.sampled_from([32, 128])), splits=draw(st.sampled_from([1, 2])))
     dtype = draw(st.sampled_from(list(TOLERANCE)))
     return geometry, shape, block, densities, schedule, dtype, draw(st.integers(0, 63))
-
-
-def epilogue(bits, geometry, shape, dtype, paths=()):
-    """Scale, bias, residual, ReLU and a second result, as bits say."""
-    channels = geometry.weight_shape[0]
-
-    def numbers():
-        return torch.randn(*paths, channels).to(dtype)
-
-    scale, bias = numbers() if bits & 1 else None, numbers() if bits & 2 else None
-    residual = torch.randn(geometry.output_shape(shape)).to(dtype) if bits & 4 else None
-    affine = Affine(numbers(), numbers(), bool(bits & 32)) if bits & 16 else None
-    return scale, bias, residual, bool(bits & 8), affine
-
-
-def check(results, expected, affine, dtype):
-    """Compares one or two results with the reference's one."""
-    y, *seconds = results if isinstance(results, tuple) else (results,)
-    assert y.dtype == dtype
-    assert y.shape == expected.shape
-    assert y.is_contiguous(memory_format=torch.channels_last)
-    assert relative_error(y, expected) < TOLERANCE[dtype]
-    assert len(seconds) == (affine is not None)
-    for second in seconds:
-        expected = expected * affine.scale.double()[:, None, None] + affine.bias.double()[:, None, None]
-        assert relative_error(second, expected.relu() if affine.relu else expected) < TOLERANCE[dtype]
 
 
 @settings(max_examples=18)
