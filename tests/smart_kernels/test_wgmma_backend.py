@@ -7,7 +7,7 @@ import pytest
 import torch
 from emulated import emulated_hopper, problem_of
 from emulated_operators import needs_operators
-from exact import integers, layer
+from exact import integers, layer, reference
 from gpu_cases import slab_masks
 from networks import BasicBlock
 from torch import nn
@@ -42,6 +42,17 @@ def test_weights_that_leave_out_columns_run_on_the_other_kernel(tiles_run):
     )
     assert packed.column_runs is not None and torch.equal(y, expected)
     assert tiles_run == ["small"]
+
+
+@needs_operators
+@pytest.mark.parametrize(("shape", "groups", "tile"), [((20, 16, 3, 3), 2, "wgmma twin"), ((64, 8, 3, 3), 8, "narrow")])
+def test_groups_run_on_either_kernel(tiles_run, shape, groups, tile):
+    """On the other one where slabs leave out the columns of other groups."""
+    packed, geometry = layer(TwoFourWeight, shape, dtype=torch.float16, padding=1, groups=groups)
+    x = integers(2, geometry.in_channels, 5, 5, dtype=torch.float16)
+    y = WGMMA.bind(packed, geometry, "adv", None, None, False)(x, None)
+    assert torch.equal(y.double(), reference(x, packed, geometry, "adv"))
+    assert tiles_run == [tile]
 
 
 class Wide(nn.Module):
