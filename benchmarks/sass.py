@@ -40,6 +40,9 @@ TILES = {(2, 64, 2, 2): "large", (2, 32, 1, 4): "flat", (1, 32, 2, 2): "small", 
 WGMMA_TILES = {(2, 3): "wgmma tall", (1, 2): "wgmma twin"}
 # Those of csrc/cuda/direct.h: pixels of a lane, channels of a warp.
 DIRECT_TILES = {(4, 8): "large", (2, 4): "medium", (1, 2): "small"}
+# That of csrc/cuda/split_k.h, which adds what several thread blocks computed of a tile.
+SUM, SUM_THREADS, SUM_BYTES = "sum of splits", 256, 8192
+DTYPES = {"Half": "float16", "Brain": "bfloat16"}
 DIRECT_CODES = 144  # of a slab of 16 channels and 3x3 taps
 
 
@@ -85,7 +88,7 @@ def missing() -> str | None:
 
 
 def read_kernels(library: Path = native.LIBRARY) -> list[Kernel]:
-    """All 2:4 and direct kernels in the library.
+    """All kernels in the library.
 
     Raises:
         RuntimeError: there is nothing to look at; the message says why.
@@ -146,12 +149,13 @@ def _sections(text: str, function: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _title(mangled: str) -> str | None:
+    if found := re.search(r"add_splits\w*?(Half|Brain)E", mangled):
+        return f"{DTYPES[found[1]]}, {SUM}"
     if found := re.search(r"DirectTraitsILi(\d+)ELi(\d+)E", mangled):
         return f"direct, {DIRECT_TILES[tuple(map(int, found.groups()))]}"
     for traits, numbers, tiles in (("TwoFourTraits", 4, TILES), ("WgmmaTraits", 2, WGMMA_TILES)):
         if found := re.search(rf"{traits}I\w*?(Half|Brain)E" + r"Li(\d+)E" * numbers, mangled):
-            dtype = {"Half": "float16", "Brain": "bfloat16"}[found[1]]
-            return f"{dtype}, {tiles[tuple(map(int, found.groups()[1:]))]}"
+            return f"{DTYPES[found[1]]}, {tiles[tuple(map(int, found.groups()[1:]))]}"
     return None
 
 
@@ -159,6 +163,8 @@ def _block_of(title: str) -> tuple[int, int]:
     kind, tile = title.split(", ")
     if kind == "direct":
         return torch.ops.smart_kernels.direct_resources(direct_ops.TILES.index(tile), DIRECT_CODES)
+    if tile == SUM:
+        return SUM_THREADS, SUM_BYTES
     tiles = two_four_ops.TILES + two_four_ops.WGMMA_TILES
     return torch.ops.smart_kernels.two_four_resources(tiles.index(tile))
 

@@ -1,8 +1,8 @@
 """The 2:4 kernel by itself on the GPU at hand: ``python -m benchmarks.two_four``; in float32, the direct kernel.
 
-For the layers of the three networks it runs every tile of the kernel, each verified against the reference before it is
-timed, beside torch's convolution with bias and ReLU. All run as CUDA graphs, in turns, on data that lies in the L2
-cache if it fits. A results file keeps the times.
+For the layers of the three networks it runs every tile of the kernel, on small maps also with split-K, each verified
+against the reference before it is timed, beside torch's convolution with bias and ReLU. All run as CUDA graphs, in
+turns, on data that lies in the L2 cache if it fits. A results file keeps the times.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ from smart_kernels import direct_ops, patterns, reference, two_four_ops
 from smart_kernels.backends import find
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import PackedWeight, TwoFourWeight
+from smart_kernels.two_four_ops import Schedule
 from smart_kernels.verify import TOLERANCE, VerificationError, relative_error
+
+# Thread blocks that share the columns of a small tile, 64 pixels x 64 channels, while there are no more than two for
+# each multiprocessor of an H200.
+SPLITS = (2, 4, 8, 12, 16)
+SMALL, MAX_THREAD_BLOCKS = 64, 264
 
 
 @dataclass(frozen=True)
@@ -60,22 +66,45 @@ class Problem:
         """Tiles that run the weight."""
         return [i for i in range(len(self.tiles)) if self.tall is None or two_four_ops.TILE_SLABS[i] <= self.tall]
 
-    def call(self, tile: int) -> Callable[[], Tensor]:
-        """Runs the layer by a tile, or by the one chosen for it if that is -1."""
+    def splits(self) -> list[int]:
+        """Numbers of splits that may pay, beside none: where small tiles leave multiprocessors without work."""
+        if not isinstance(self.packed, TwoFourWeight):
+            return []
+        tiles = -(-self.truth[:, 0].numel() // SMALL) * -(-self.truth.shape[1] // SMALL)
+        return [n for n in SPLITS if n <= self.packed.blocks and tiles * n <= MAX_THREAD_BLOCKS]
+
+    def calls(self) -> dict[str, Callable[[], Tensor]]:
+        """The layer by each tile, by the smallest that runs it with splits, and as it is done by itself."""
+        ways: dict[str, Any] = {self.tiles[tile]: self.schedule(tile) for tile in self.runnable()}
+        split = "small" if "small" in ways else "narrow"
+        ways |= {f"{split}_{n}": self.schedule(self.tiles.index(split), n) for n in self.splits()}
+        return {f"{name}_us": self.call(schedule) for name, schedule in {**ways, "chosen": None}.items()}
+
+    def schedule(self, tile: int, splits: int = 1) -> Any:
+        """A tile in the terms of the backend."""
+        return tile if self.backend == "direct" else Schedule(tile, splits)
+
+    def call(self, schedule: Any) -> Callable[[], Tensor]:
+        """Runs the layer in one way; None leaves that to the operator."""
         arguments = (self.packed, self.geometry, self.packed.paths[0], None, self.bias, True, None)
-        return partial(find(self.backend).bind(*arguments, schedule=tile), self.x, None)
+        return partial(find(self.backend).bind(*arguments, schedule=schedule), self.x, None)
 
     def hopper_calls(self) -> dict[str, Callable[[], Tensor]]:
-        """The tiles of the wgmma backend, where that runs the layer."""
+        """The tiles of the wgmma backend, where that runs the layer, on small maps also with the splits it takes."""
         wgmma, arguments = (
             find("wgmma"),
             (self.packed, self.geometry, self.packed.paths[0], None, self.bias, True, None),
         )
         if self.backend != "cuda" or self.tall or not wgmma.supports(self.geometry, self.x.dtype, self.x.device):
             return {}
+        ways = {}
+        for tile, name in enumerate(two_four_ops.WGMMA_TILES, len(self.tiles)):
+            ways[name] = Schedule(tile, splits=1)
+            if self.splits():
+                ways[f"{name} split"] = Schedule(tile)
         return {
-            f"{name.replace(' ', '_')}_us": partial(wgmma.bind(*arguments, schedule=len(self.tiles) + i), self.x, None)
-            for i, name in enumerate(two_four_ops.WGMMA_TILES)
+            f"{name.replace(' ', '_')}_us": partial(wgmma.bind(*arguments, schedule=schedule), self.x, None)
+            for name, schedule in ways.items()
         }
 
     def dense(self) -> Callable[[], Tensor]:
@@ -132,13 +161,12 @@ def runs(case: LayerCase, pattern: str) -> bool:
 
 
 def row(case: LayerCase, pattern: str, problem: Problem, times: Times) -> dict[str, Any]:
-    """What is kept of a layer: the time by each tile and by the one chosen, and that of the dense convolution.
+    """What is kept of a layer: the time in each way and in the one chosen, and that of the dense convolution.
 
     Raises:
         VerificationError: a tile computes something else than the reference; nothing was timed then.
     """
-    calls = {f"{problem.tiles[i]}_us": problem.call(i) for i in problem.runnable()}
-    calls |= problem.hopper_calls() | {"chosen_us": problem.call(-1)}
+    calls = problem.calls() | problem.hopper_calls()
     for name, call in calls.items():
         y = call()
         if not (error := relative_error(y, problem.truth)) <= TOLERANCE[y.dtype]:

@@ -12,11 +12,14 @@ Arguments that both take:
     tile: which of ``TILES``, -1 chooses one by the size of the layer; from ``len(TILES)`` on, which of ``WGMMA_TILES``.
     column_runs: ``TwoFourWeight.runs`` of the path; with it tiles are at most 64 channels tall, or 32 where
         each slab has its own.
+    splits: thread blocks that share the columns of a tile, whose sums a second kernel adds; 0 for as many as pay.
 
 Both give results in channels_last.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 
@@ -25,6 +28,13 @@ from smart_kernels import fakes, native
 TILES = ("large", "flat", "small", "narrow")
 TILE_SLABS = (4, 2, 2, 1)  # slabs of 32 output channels that each has
 WGMMA_TILES = ("wgmma tall", "wgmma twin")  # of the kernel for Hopper, csrc/cuda/wgmma_body.h
+
+
+class Schedule(NamedTuple):
+    """How the operators cut up a layer: ``tile`` and ``splits`` as they take them."""
+
+    tile: int = -1
+    splits: int = 0
 
 
 def missing() -> str | None:

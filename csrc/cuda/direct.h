@@ -49,12 +49,6 @@ struct alignas(16) TwoTerms {
   Term term[2];
 };
 
-// Floats that lie together.
-template <int kNumbers>
-struct alignas(4 * kNumbers) Floats {
-  float number[kNumbers];
-};
-
 // How a thread block divides its work: each warp has all of its pixels and some of its channels, each lane neighbouring
 // pixels.
 template <int kLanePixels_, int kWarpChannels_>

@@ -30,6 +30,7 @@ struct Hopper {
 
   __device__ __forceinline__ int thread() const { return threadIdx.x; }
   __device__ __forceinline__ int block() const { return blockIdx.x; }
+  __device__ __forceinline__ int split() const { return blockIdx.y; }
   __device__ __forceinline__ void sync() const { __syncthreads(); }
   __device__ __forceinline__ void sync_warp() const { __syncwarp(); }
 

@@ -7,10 +7,12 @@
 #ifdef __CUDACC__
 #include <cuda_fp16.h>
 #define SMART_DEVICE __device__ __forceinline__
+#define SMART_HOST_DEVICE __host__ __device__ __forceinline__
 #define SMART_UNROLL _Pragma("unroll")
 #define SMART_UNROLL_TWICE _Pragma("unroll 2")
 #else
 #define SMART_DEVICE inline
+#define SMART_HOST_DEVICE inline
 #define SMART_UNROLL
 #define SMART_UNROLL_TWICE
 #endif
@@ -20,6 +22,12 @@ namespace smart::cuda {
 // What a thread loads or stores at once.
 struct alignas(16) Words {
   uint32_t word[4];
+};
+
+// Floats that lie together.
+template <int kNumbers>
+struct alignas(4 * kNumbers) Floats {
+  float number[kNumbers];
 };
 
 SMART_DEVICE float float_of(uint32_t bits) {

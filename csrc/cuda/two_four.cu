@@ -13,6 +13,7 @@
 
 #include "arguments.h"
 #include "gpu.h"
+#include "split_k_launch.h"
 #include "stream.h"
 #include "two_four_body.h"
 #include "wgmma_launch.h"
@@ -34,42 +35,49 @@ int64_t thread_blocks(const TwoFour& p) {
 }
 
 template <class Traits>
-void launch(const TwoFour& p, cudaStream_t stream) {
-  const int64_t blocks = thread_blocks<Traits>(p);
-  SMART_CHECK(blocks <= std::numeric_limits<int>::max(), blocks, " tiles are more than one launch takes");
+void launch(TwoFour p, int64_t splits, const Tensor& x, cudaStream_t stream) {
+  const int64_t tiles = thread_blocks<Traits>(p);
+  SMART_CHECK(tiles <= std::numeric_limits<int>::max(), tiles, " tiles are more than one launch takes");
+  const std::optional<Tensor> partial = split(&p, tiles, splits, x);
   check(cudaFuncSetAttribute(two_four<Traits>, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::kSharedBytes),
         "asking for shared memory");
-  two_four<Traits><<<static_cast<int>(blocks), Traits::kThreads, Traits::kSharedBytes, stream>>>(p);
+  const dim3 blocks(static_cast<unsigned>(tiles), p.splits);
+  two_four<Traits><<<blocks, Traits::kThreads, Traits::kSharedBytes, stream>>>(p);
   check(cudaGetLastError(), "launching the 2:4 convolution");
+  launch_add<typename Traits::Element>(p, stream);
 }
 
-// Large tiles where they fill the GPU, else small ones; no taller than there are channels.
+// Large tiles where they fill the GPU, else small ones; no taller than there are channels. So many small ones as would
+// not fill it either are split.
 template <class Element>
 int choose_tile(const TwoFour& p, int device) {
   if (p.slabs == 1 || p.run_slabs == 1) return 3;
-  int processors = 0;
-  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "counting multiprocessors");
+  const int processors = multiprocessors(device);
   if (p.slabs == 2 || p.column_runs) return thread_blocks<Flat<Element>>(p) >= processors ? 1 : 2;
   return thread_blocks<Large<Element>>(p) >= processors ? 0 : 2;
 }
 
 template <class Element>
-void launch_tile(const TwoFour& p, int64_t tile, int device) {
+void launch_tile(const TwoFour& p, int64_t tile, int64_t splits, const Tensor& x) {
+  const int device = x.get_device_index();
   const cudaStream_t stream = current_stream(device);
   SMART_CHECK(!p.column_runs || tile < 0 || tile == 3 || (p.run_slabs == 2 && (tile == 1 || tile == 2)), "tile is ",
               tile, ", but ", p.run_slabs * kSlabChannels,
               " channels of the weight leave out columns together: accepted "
               "are 3 (narrow), for 64 also 1 (flat) and 2 (small), and -1");
   switch (tile < 0 ? choose_tile<Element>(p, device) : tile) {
-    case 0: return launch<Large<Element>>(p, stream);
-    case 1: return launch<Flat<Element>>(p, stream);
-    case 2: return launch<Small<Element>>(p, stream);
-    case 3: return launch<Narrow<Element>>(p, stream);
+    case 0: return launch<Large<Element>>(p, splits, x, stream);
+    case 1: return launch<Flat<Element>>(p, splits, x, stream);
+    case 2: return launch<Small<Element>>(p, splits, x, stream);
+    case 3: return launch<Narrow<Element>>(p, splits, x, stream);
     case 4:
     case 5: {
       const std::string missing = wgmma_missing(device), refuses = wgmma_refuses(p);
       SMART_CHECK(missing.empty() && refuses.empty(), "tile is ", tile, ", but ", missing.empty() ? refuses : missing);
-      return launch_wgmma(p, std::is_same_v<Element, Brain>, tile - 4, stream);
+      TwoFour with_splits = p;
+      const std::optional<Tensor> partial = split(&with_splits, wgmma_tiles(p, tile - 4), splits, x);
+      launch_wgmma(with_splits, std::is_same_v<Element, Brain>, tile - 4, stream);
+      return launch_add<Element>(with_splits, stream);
     }
     default:
       refuse("tile is ", tile, ": accepted are 0 (large), 1 (flat), 2 (small), 3 (narrow), 4 (wgmma tall), 5 (wgmma ",
@@ -146,8 +154,8 @@ Results convolve(const Tensor& x, const Operand& weight, const std::vector<int64
                  const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
                  const std::optional<Tensor>& residual, bool relu, const std::optional<Tensor>& order,
                  const std::optional<Tensor>& first, int64_t tile, const std::optional<Tensor>& column_runs,
-                 bool with_second, const std::optional<Tensor>& second_scale, const std::optional<Tensor>& second_bias,
-                 bool second_relu) {
+                 int64_t splits, bool with_second, const std::optional<Tensor>& second_scale,
+                 const std::optional<Tensor>& second_bias, bool second_relu) {
   TwoFour p = read(x, weight, geometry, column_runs);
   SMART_CHECK(order.has_value() == first.has_value(), "order and first go together: give both, or neither");
   p.order = read_indices(order, "order", x, p.batch), p.first = read_indices(first, "first", x, 1);
@@ -173,9 +181,9 @@ Results convolve(const Tensor& x, const Operand& weight, const std::vector<int64
   }
   if (p.pixels > 0) {
     if (x.scalar_type() == ScalarType::Half)
-      launch_tile<Half>(p, tile, x.get_device_index());
+      launch_tile<Half>(p, tile, splits, x);
     else
-      launch_tile<Brain>(p, tile, x.get_device_index());
+      launch_tile<Brain>(p, tile, splits, x);
   }
   return results;
 }
@@ -184,10 +192,11 @@ Tensor sparse_conv2d_two_four(Tensor x, Tensor values, Tensor metadata, Tensor e
                               Tensor extra_columns, Tensor extra_starts, int64_t first_slab,
                               std::vector<int64_t> geometry, std::optional<Tensor> scale, std::optional<Tensor> bias,
                               std::optional<Tensor> residual, bool relu, std::optional<Tensor> order,
-                              std::optional<Tensor> first, int64_t tile, std::optional<Tensor> column_runs) {
+                              std::optional<Tensor> first, int64_t tile, std::optional<Tensor> column_runs,
+                              int64_t splits) {
   const Operand w = {values, metadata, extra_values, extra_metadata, extra_columns, extra_starts, first_slab};
-  return convolve(x, w, geometry, scale, bias, residual, relu, order, first, tile, column_runs, false, std::nullopt,
-                  std::nullopt, false)
+  return convolve(x, w, geometry, scale, bias, residual, relu, order, first, tile, column_runs, splits, false,
+                  std::nullopt, std::nullopt, false)
       .y;
 }
 
@@ -197,9 +206,9 @@ std::tuple<Tensor, Tensor> sparse_conv2d_affine_two_four(
     Tensor extra_starts, int64_t first_slab, std::vector<int64_t> geometry, std::optional<Tensor> scale,
     std::optional<Tensor> bias, std::optional<Tensor> residual, bool relu, std::optional<Tensor> order,
     std::optional<Tensor> first, Tensor affine_scale, Tensor affine_bias, bool affine_relu, int64_t tile,
-    std::optional<Tensor> column_runs) {
+    std::optional<Tensor> column_runs, int64_t splits) {
   const Operand w = {values, metadata, extra_values, extra_metadata, extra_columns, extra_starts, first_slab};
-  Results results = convolve(x, w, geometry, scale, bias, residual, relu, order, first, tile, column_runs, true,
+  Results results = convolve(x, w, geometry, scale, bias, residual, relu, order, first, tile, column_runs, splits, true,
                              affine_scale, affine_bias, affine_relu);
   return {results.y, *results.second};
 }
@@ -230,13 +239,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(smart_kernels, m) {
   m.def(
       "sparse_conv2d_two_four(Tensor x, Tensor values, Tensor metadata, Tensor extra_values, Tensor extra_metadata, "
       "Tensor extra_columns, Tensor extra_starts, int first_slab, int[] geometry, Tensor? scale, Tensor? bias, "
-      "Tensor? residual, bool relu, Tensor? order, Tensor? first, int tile=-1, Tensor? column_runs=None) -> Tensor");
+      "Tensor? residual, bool relu, Tensor? order, Tensor? first, int tile=-1, Tensor? column_runs=None, int splits=0) "
+      "-> Tensor");
   m.def(
       "sparse_conv2d_affine_two_four(Tensor x, Tensor values, Tensor metadata, Tensor extra_values, "
       "Tensor extra_metadata, Tensor extra_columns, Tensor extra_starts, int first_slab, int[] geometry, "
       "Tensor? scale, Tensor? bias, Tensor? residual, bool relu, Tensor? order, Tensor? first, Tensor affine_scale, "
-      "Tensor affine_bias, "
-      "bool affine_relu, int tile=-1, Tensor? column_runs=None) -> (Tensor, Tensor)");
+      "Tensor affine_bias, bool affine_relu, int tile=-1, Tensor? column_runs=None, int splits=0) -> (Tensor, Tensor)");
   m.def("two_four_resources(int tile) -> (int, int)");
   m.def("wgmma_missing(int device) -> str");
 }

@@ -36,11 +36,13 @@ struct TwoFour {
   // Null: a slab has all columns. Else the runs of 16 that each `run_slabs` slabs have, of each path; -1 is a run of
   // zeros.
   const int32_t* column_runs;
+  float* partial;  // null: there is one split. Else the sums of each, see split_k.h
   int batch, height, width, channels;
   int out_channels, out_height, out_width;
   int pixels;  // batch * out_height * out_width
   int kernel_w, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
   int columns, steps, blocks, slabs, first_slab, run_slabs;
+  int splits;  // thread blocks that share the columns of a tile
   bool relu, second_relu;
 };
 

@@ -2,7 +2,7 @@
 // stands for one instruction, or for asking where the thread is.
 #pragma once
 
-#include "epilogue.h"
+#include "split_k.h"
 #include "two_four.h"
 
 namespace smart::cuda {
@@ -11,7 +11,12 @@ template <class Traits, class Device>
 class TwoFourBody {
  public:
   SMART_DEVICE TwoFourBody(const Device& device, const TwoFour& problem, char* shared)
-      : device(device), p(problem), shared(shared), pixels(reinterpret_cast<Pixel*>(shared + Traits::kWorkBytes)) {
+      : device(device),
+        p(problem),
+        shared(shared),
+        pixels(reinterpret_cast<Pixel*>(shared + Traits::kWorkBytes)),
+        blocks(blocks_of(problem, device.split())),
+        end_step(p.steps < blocks.end * kBlockSteps ? p.steps : blocks.end * kBlockSteps) {
     const int tiles = (p.slabs + Traits::kSlabs - 1) / Traits::kSlabs;
     // Neighbouring thread blocks read the same pixels.
     range = locate_tile(p, device.block() / tiles, Traits::kPixels);
@@ -60,10 +65,10 @@ class TwoFourBody {
 
   SMART_DEVICE void multiply(Sums& sums) {
     SMART_UNROLL
-    for (int block = 0; block < Traits::kStages - 1; ++block) copy(block);
+    for (int i = 0; i < Traits::kStages - 1; ++i) copy(blocks.begin + i);
     Fragment next[Traits::kWarpSlabs];
-    load(next, 0);
-    for (int block = 0; block < p.blocks; ++block) {
+    load(next, blocks.begin * kBlockSteps);
+    for (int block = blocks.begin; block < blocks.end; ++block) {
       device.template wait<Traits::kStages - 2>();
       // This block has arrived for all threads, and all are done with the one before, which the next copy overwrites.
       device.sync();
@@ -80,7 +85,7 @@ class TwoFourBody {
 
   // Starts copying a block of columns, and counts as a copy also where there is none.
   SMART_DEVICE void copy(int block) {
-    if (block < p.blocks) {
+    if (block < blocks.end) {
       char* stage = shared + block % Traits::kStages * Traits::kStageBytes;
       const int part = device.thread() % kBlockCopies;
       const Columns columns = locate_columns(p, block * kBlockColumns + part * kCopyElements, runs);
@@ -119,7 +124,7 @@ class TwoFourBody {
     SMART_UNROLL
     for (int i = 0; i < Traits::kWarpSlabs; ++i) weights[i] = next[i];
     // Weights come while those of the step before are multiplied.
-    if (step + 1 < p.steps) load(next, step + 1);
+    if (step + 1 < end_step) load(next, step + 1);
     // Four matrices of 8 pixels x 8 columns: lane l points at pixel l % 8 of matrix l / 8.
     const int lane = device.thread() % 32;
     const int part = step % kBlockSteps * (kStepColumns / kCopyElements) + lane / 8;
@@ -221,7 +226,10 @@ class TwoFourBody {
       float y[kCopyElements];
       SMART_UNROLL
       for (int j = 0; j < kCopyElements; ++j) y[j] = sums[j];
-      Epilogue<typename Traits::Element>::store(p, y, index, of_path);
+      if (p.partial)
+        store_partial(p, y, device.split(), output, channel);
+      else
+        Epilogue<typename Traits::Element>::store(p, y, index, of_path);
     }
   }
 
@@ -230,6 +238,8 @@ class TwoFourBody {
   char* const shared;
   Pixel* const pixels;
   const int32_t* runs = nullptr;
+  const BlockRange blocks;
+  const int end_step;
   Range range;
   int first_slab, tile_slab, warp_slab, warp_pixel;
 };

@@ -67,14 +67,20 @@ CUtensorMap encode(const InputMap& input, bool brain) {
 }
 
 template <class Traits>
-void launch(const TwoFour& p, cudaStream_t stream) {
+int64_t tiles_of(const TwoFour& p) {
   const int64_t rows = (p.slabs + Traits::kSlabs - 1) / Traits::kSlabs;
-  const int64_t blocks = (static_cast<int64_t>(p.pixels) + kTilePixels - 1) / kTilePixels * rows;
-  SMART_CHECK(blocks <= std::numeric_limits<int>::max(), blocks, " tiles are more than one launch takes");
+  return (static_cast<int64_t>(p.pixels) + kTilePixels - 1) / kTilePixels * rows;
+}
+
+template <class Traits>
+void launch(const TwoFour& p, cudaStream_t stream) {
+  const int64_t tiles = tiles_of<Traits>(p);
+  SMART_CHECK(tiles <= std::numeric_limits<int>::max(), tiles, " tiles are more than one launch takes");
   check(cudaFuncSetAttribute(two_four_wgmma<Traits>, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::kSharedBytes),
         "asking for shared memory");
   const CUtensorMap map = encode(map_input(p), std::is_same_v<typename Traits::Element, Brain>);
-  two_four_wgmma<Traits><<<static_cast<int>(blocks), Traits::kThreads, Traits::kSharedBytes, stream>>>(p, map);
+  const dim3 blocks(static_cast<unsigned>(tiles), p.splits);
+  two_four_wgmma<Traits><<<blocks, Traits::kThreads, Traits::kSharedBytes, stream>>>(p, map);
   check(cudaGetLastError(), "launching the 2:4 convolution by wgmma");
 }
 
@@ -104,6 +110,10 @@ std::string wgmma_refuses(const TwoFour& p) {
   if (p.order) return "wgmma runs one path at a time";
   const InputMap map = map_input(p);
   return takes(map, p) ? "" : "wgmma's copies do not take these channels, strides or paddings";
+}
+
+int64_t wgmma_tiles(const TwoFour& p, int64_t tile) {
+  return tile == 0 ? tiles_of<Tall<Half>>(p) : tiles_of<Twin<Half>>(p);
 }
 
 void launch_wgmma(const TwoFour& p, bool brain, int64_t tile, cudaStream_t stream) {

@@ -1,7 +1,7 @@
 // The body of the 2:4 convolution for Hopper, over a Device: a GPU in hopper.h, or tests/cpp/emulated_hopper.h.
 #pragma once
 
-#include "epilogue.h"
+#include "split_k.h"
 #include "wgmma.h"
 
 namespace smart::cuda {
@@ -21,7 +21,8 @@ class WgmmaBody {
         row_shift(problem.channels % 64 == 0 ? 7 : 6),
         group(device.uniform(device.thread() / kGroupThreads)),
         matrix(device.thread() / 32 % 2),
-        lane(device.thread() % 32) {
+        lane(device.thread() % 32),
+        blocks(blocks_of(problem, device.split())) {
     const int tiles = (p.slabs + Traits::kSlabs - 1) / Traits::kSlabs;
     // Neighbouring thread blocks read the same pixels.
     first_pixel = device.block() / tiles * kTilePixels;
@@ -67,7 +68,9 @@ class WgmmaBody {
     device.sync();
   }
 
-  SMART_DEVICE char* stage_of(int block) const { return shared + block % Traits::kStages * Traits::kStageBytes; }
+  SMART_DEVICE int stage_number(int block) const { return (block - blocks.begin) % Traits::kStages; }
+  SMART_DEVICE char* stage_of(int block) const { return shared + stage_number(block) * Traits::kStageBytes; }
+  SMART_DEVICE int turn_of(int block) const { return (block - blocks.begin) / Traits::kStages; }
 
   SMART_DEVICE int steps_of(int block) const {
     const int left = p.steps - block * kBlockSteps;
@@ -85,9 +88,9 @@ class WgmmaBody {
     const int image = first_pixel / of_image, rest = first_pixel - image * of_image;
     const int out_row = rest / p.out_width, out_column = rest - out_row * p.out_width;
     const int row = out_row * p.stride_h - p.pad_top, column = out_column * p.stride_w - p.pad_left;
-    for (int block = 0; block < p.blocks; ++block) {
-      const int stage = block % Traits::kStages, turn = block / Traits::kStages;
-      device.wait_barrier(empty(stage), (turn & 1) ^ 1);  // at once in the first turn
+    for (int block = blocks.begin; block < blocks.end; ++block) {
+      const int stage = stage_number(block);
+      device.wait_barrier(empty(stage), (turn_of(block) & 1) ^ 1);  // at once in the first turn
       const int steps = steps_of(block);
       device.expect_bytes(full(stage), steps * (kStepBytes + Traits::kSlabs * (kStepValueBytes + kStepMetadataBytes)));
       copy_weights(block, steps, full(stage));
@@ -114,26 +117,26 @@ class WgmmaBody {
   SMART_DEVICE void multiply(Sums& sums) const {
     const int slab = device.thread() / 64;  // of the tile, this warp's
     Fragment next[kBlockSteps] = {};
-    load(next, 0, slab);
-    for (int block = 0, extra_steps = 0; block < p.blocks; ++block) {
+    load(next, blocks.begin, slab);
+    for (int block = blocks.begin, extra_steps = 0; block < blocks.end; ++block) {
       Fragment weights[kBlockSteps];
       SMART_UNROLL
       for (int i = 0; i < kBlockSteps; ++i) weights[i] = next[i];
       multiply_block(sums, weights, block);
       // Weights come while those of the block before are multiplied.
-      if (block + 1 < p.blocks) load(next, block + 1, slab);
+      if (block + 1 < blocks.end) load(next, block + 1, slab);
       extra_steps = multiply_extra(sums, block, extra_steps);
       device.wait_products();
       SMART_UNROLL
       for (int i = 0; i < kBlockSteps; ++i) keep(weights[i]);
       device.sync_warp();
-      if (lane == 0) device.arrive(empty(block % Traits::kStages));
+      if (lane == 0) device.arrive(empty(stage_number(block)));
     }
   }
 
   // Waits until a block has arrived.
   SMART_DEVICE void load(Fragment (&fragments)[kBlockSteps], int block, int slab) const {
-    device.wait_barrier(full(block % Traits::kStages), block / Traits::kStages & 1);
+    device.wait_barrier(full(stage_number(block)), turn_of(block) & 1);
     const char* of_slab = stage_of(block) + kBlockBytes + slab * kSlabBytes;
     const auto* values = reinterpret_cast<const Words*>(of_slab);
     const auto* metadata = reinterpret_cast<const uint32_t*>(of_slab + kSlabValueBytes);
@@ -262,7 +265,11 @@ class WgmmaBody {
       float y[kStoreChannels];
       SMART_UNROLL
       for (int j = 0; j < kStoreChannels; ++j) y[j] = sums[j];
-      Epilogue<Element>::store(p, y, static_cast<int64_t>(output) * p.out_channels + channel, channel);
+      const int64_t index = static_cast<int64_t>(output) * p.out_channels + channel;
+      if (p.partial)
+        store_partial(p, y, device.split(), output, channel);
+      else
+        Epilogue<Element>::store(p, y, index, channel);
     }
   }
 
@@ -273,6 +280,7 @@ class WgmmaBody {
   uint64_t* const barriers;
   const int row_shift;  // rows of pixels in shared memory are 2^row_shift bytes
   const int group, matrix, lane;
+  const BlockRange blocks;
   int first_pixel, tile_slab;
 };
 

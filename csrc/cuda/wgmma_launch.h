@@ -17,7 +17,10 @@ std::string wgmma_missing(int device);
 // Why this problem is none for it; "" if it is.
 std::string wgmma_refuses(const TwoFour& p);
 
-// `tile` is 0 (tall) or 1 (twin).
+// How many tiles there are; `tile` is 0 (tall) or 1 (twin).
+int64_t wgmma_tiles(const TwoFour& p, int64_t tile);
+
+// The sums of splits are left to be added, by a kernel that is compiled for all GPUs.
 void launch_wgmma(const TwoFour& p, bool brain, int64_t tile, cudaStream_t stream);
 
 // Threads and bytes of shared memory of a thread block.

@@ -19,6 +19,7 @@ from smart_kernels.geometry import Geometry
 from smart_kernels.packing.fragments import GROUP, KEPT, ROWS
 from smart_kernels.packing.matrix import padded_channels
 from smart_kernels.packing.two_four import RUN, TwoFourWeight
+from smart_kernels.two_four_ops import Schedule
 
 DTYPES = (torch.float16, torch.bfloat16)
 # Groups of which more than two weights are kept. Random masks of 40 % have that many: half as many steps again, of half
@@ -82,18 +83,18 @@ class CudaBackend(GpuBackend):
         )
 
     def launch(
-        self, packed: TwoFourWeight, geometry: Geometry, path: str | float, with_affine: bool, schedule: int | None
+        self, packed: TwoFourWeight, geometry: Geometry, path: str | float, with_affine: bool, schedule: Schedule | None
     ) -> Launch:
-        """As the base class says; ``schedule`` is an index into ``two_four_ops.TILES``."""
         ops = torch.ops.smart_kernels
         operator = (ops.sparse_conv2d_affine_two_four if with_affine else ops.sparse_conv2d_two_four).default
         computed = as_computed(geometry)
         if computed.in_channels != geometry.in_channels:
             operator = partial(_with_padded_input, operator, computed.in_channels)
-        tile, runs = -1 if schedule is None else schedule, packed.runs(path)
+        tile, splits = schedule or Schedule()
+        runs = packed.runs(path)
         if runs is not None and tile >= len(two_four_ops.TILES):
             tile = -1  # kernels of other generations read all columns
-        return Launch(operator, (*packed.operand(path), computed.numbers), (tile, runs))
+        return Launch(operator, (*packed.operand(path), computed.numbers), (tile, runs, splits))
 
 
 def as_computed(geometry: Geometry) -> Geometry:

@@ -10,6 +10,7 @@ from smart_kernels.backends.base import Affine, Run, Verdict
 from smart_kernels.backends.cuda import CudaBackend
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.two_four import TwoFourWeight
+from smart_kernels.two_four_ops import Schedule
 
 COPIED_CHANNELS = 32  # and 64 where they divide: what a row of shared memory has
 # Of a tensor map in im2col mode: strides, what a tap adds, and the box's corners, signed numbers of eight bits.
@@ -67,9 +68,9 @@ class WgmmaBackend(CudaBackend):
         bias: Tensor | None,
         relu: bool,
         affine: Affine | None = None,
-        schedule: int | None = None,
+        schedule: Schedule | None = None,
     ) -> Run:
         """As the base class says; left to itself it takes the tile that has no more channels than there are."""
         if schedule is None:
-            schedule = len(two_four_ops.TILES) + (packed.slabs <= 2)
+            schedule = Schedule(len(two_four_ops.TILES) + (packed.slabs <= 2))
         return super().bind(packed, geometry, path, scale, bias, relu, affine, schedule)

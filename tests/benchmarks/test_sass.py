@@ -17,7 +17,7 @@ def test_every_tile_is_there_for_both_types(kernels):
     for architecture in {kernel.architecture for kernel in kernels}:
         names = sorted(kernel.name for kernel in kernels if kernel.architecture == architecture)
         of_direct = [f"direct, {tile}" for tile in sass.DIRECT_TILES.values()]
-        tiles = [*sass.TILES.values(), *(sass.WGMMA_TILES.values() if architecture == "sm_90a" else ())]
+        tiles = [*sass.TILES.values(), sass.SUM, *(sass.WGMMA_TILES.values() if architecture == "sm_90a" else ())]
         assert names == sorted([f"{t}, {tile}" for t in ("float16", "bfloat16") for tile in tiles] + of_direct)
 
 
@@ -32,7 +32,7 @@ def test_nothing_spills_and_all_fits_the_smallest_gpu(kernels):
 
 def test_sparse_tensor_cores_multiply(kernels):
     for kernel in kernels:
-        if kernel.name.startswith("direct") or "wgmma" in kernel.name:
+        if kernel.name.startswith("direct") or "wgmma" in kernel.name or sass.SUM in kernel.name:
             continue
         assert kernel.instructions["HMMA.SP"] > 0, kernel
         assert kernel.instructions["HMMA"] == 0, kernel
@@ -76,6 +76,12 @@ def test_the_direct_kernel_multiplies_in_float32(kernels):
             assert kernel.instructions["FFMA"] > 0, kernel
             assert kernel.instructions["HMMA"] == kernel.instructions["HMMA.SP"] == 0, kernel
             assert 2 * kernel.registers * kernel.threads <= 65536  # two thread blocks share a multiprocessor
+
+
+def test_the_sum_of_splits_only_adds(kernels):
+    for kernel in kernels:
+        if sass.SUM in kernel.name:
+            assert not any(kernel.instructions[each] for each in ("HMMA", "HMMA.SP", "HGMMA.SP", "LDGSTS")), kernel
 
 
 def test_the_table_has_a_line_a_kernel(kernels):

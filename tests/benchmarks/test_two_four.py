@@ -42,13 +42,25 @@ def test_a_row_holds_the_times_of_all_tiles_and_of_dense(monkeypatch, pattern):
     assert row["pattern"] == pattern and row["steps"] >= 1
 
 
+@pytest.mark.parametrize(("batch", "splits"), [(1, [2, 4]), (32, [2]), (64, [])])
+def test_where_small_tiles_do_not_fill_a_gpu_they_are_split(monkeypatch, batch, splits):
+    """Of five blocks of columns, 8 x 8 pixels and 256 channels."""
+    put_in_place(monkeypatch, 1)
+    problem = two_four.make_problem(LayerCase(64, 256, 3, 1, 8, batch), "2:4", torch.float16, "cpu")
+    assert problem.splits() == splits
+    assert [name for name in problem.calls() if name.startswith("small_")] == [
+        "small_us",
+        *(f"small_{n}_us" for n in splits),
+    ]
+
+
 def test_on_hopper_its_own_kernel_is_measured_too(monkeypatch):
     put_in_place(monkeypatch, 1)
     monkeypatch.setattr(WgmmaBackend, "bind", CudaBackend.bind)
     monkeypatch.setattr(WgmmaBackend, "supports", lambda self, geometry, dtype, device: Verdict(True))
     problem = two_four.make_problem(CASE, "2:4", torch.float16, "cpu")
     row = two_four.row(CASE, "2:4", problem, lambda calls: {name: 1.0 for name in calls})
-    assert {"large_us", "wgmma_tall_us", "wgmma_twin_us", "chosen_us", "dense_us"} <= set(row)
+    assert {"large_us", "wgmma_tall_us", "wgmma_twin_us", "wgmma_twin_split_us", "chosen_us", "dense_us"} <= set(row)
 
 
 def test_in_float32_it_is_the_direct_kernel(monkeypatch):
@@ -75,7 +87,7 @@ def test_groups_are_run_by_tiles_no_taller_than_they(monkeypatch):
     case = LayerCase(128, 128, 3, 1, 6, batch=2, density=0.3, groups=32)
     problem = two_four.make_problem(case, "unstructured", torch.float16, "cpu")
     row = two_four.row(case, "unstructured", problem, lambda calls: dict.fromkeys(calls, 1.0))
-    assert {each for each in row if each.endswith("_us")} == {"narrow_us", "chosen_us", "dense_us"}
+    assert {each for each in row if each.endswith("_us")} == {"narrow_us", "narrow_2_us", "chosen_us", "dense_us"}
     assert "groups32" in row["layer"]
 
 

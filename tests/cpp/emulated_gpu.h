@@ -29,8 +29,13 @@ inline void require(bool holds, const char* what) {
 
 class ThreadBlock {
  public:
-  ThreadBlock(int threads, int block, size_t shared_bytes, bool backwards)
-      : block(block), backwards(backwards), shared_bytes(shared_bytes), fibers(threads), warps(threads / 32) {
+  ThreadBlock(int threads, int block, size_t shared_bytes, bool backwards, int split = 0)
+      : block(block),
+        split(split),
+        backwards(backwards),
+        shared_bytes(shared_bytes),
+        fibers(threads),
+        warps(threads / 32) {
     require(threads % 32 == 0, "a thread block is made of whole warps");
     storage.reset(static_cast<char*>(std::aligned_alloc(1024, (shared_bytes + 1023) / 1024 * 1024)));
     std::memset(storage.get(), 0xff, shared_bytes);  // NaN: what nobody wrote shows
@@ -94,7 +99,7 @@ class ThreadBlock {
   // Lets other threads run.
   void yield() { swapcontext(&fibers[current].context, &scheduler); }
 
-  const int block;
+  const int block, split;
   const bool backwards;
   const size_t shared_bytes;
   std::vector<Fiber> fibers;
@@ -136,6 +141,7 @@ class EmulatedGpu {
 
   int thread() const { return index; }
   int block() const { return of.block; }
+  int split() const { return of.split; }
   void sync() const { of.meet(of.all, static_cast<int>(of.fibers.size())); }
   void sync_warp() const { of.meet(of.warps[index / 32].meeting, 32); }
 

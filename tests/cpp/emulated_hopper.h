@@ -65,6 +65,7 @@ class EmulatedHopper {
 
   int thread() const { return index; }
   int block() const { return of.block; }
+  int split() const { return of.split; }
   void sync() const { of.meet(of.all, static_cast<int>(of.fibers.size())); }
   void sync_warp() const { of.meet(of.warps[index / 32].meeting, 32); }
   void sync_multipliers() const { of.meet(state.multipliers, kMultipliers); }

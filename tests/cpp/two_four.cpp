@@ -1,6 +1,6 @@
 // The 2:4 kernel on an emulated GPU, for tests/smart_kernels/test_emulated_kernels.py to load with ctypes.
 #include "cuda/two_four_body.h"
-#include "emulated_gpu.h"
+#include "emulated_split_k.h"
 
 namespace smart::cuda {
 namespace {
@@ -9,13 +9,14 @@ template <class Traits>
 void launch(const TwoFour& p, bool backwards) {
   const int tiles = (p.slabs + Traits::kSlabs - 1) / Traits::kSlabs;
   const int blocks = ((p.pixels + Traits::kPixels - 1) / Traits::kPixels + (p.order != nullptr)) * tiles;
-  for (int block = 0; block < blocks; ++block) {
-    ThreadBlock threads(Traits::kThreads, block, Traits::kSharedBytes, backwards);
+  for (int i = 0; i < blocks * p.splits; ++i) {
+    ThreadBlock threads(Traits::kThreads, i % blocks, Traits::kSharedBytes, backwards, i / blocks);
     threads.run([&](int thread) {
       const EmulatedGpu device(threads, thread);
       TwoFourBody<Traits, EmulatedGpu>(device, p, threads.shared()).run();
     });
   }
+  if (p.splits > 1) add_all_splits<typename Traits::Element>(p, backwards);
 }
 
 template <class Element>
@@ -44,6 +45,10 @@ void two_four(const smart::cuda::TwoFour* p, bool brain, int tile, bool backward
 
 float widen(uint16_t bits, bool brain) {
   return brain ? smart::cuda::Brain::widen(bits) : smart::cuda::Half::widen(bits);
+}
+
+int choose_splits(int64_t tiles, int blocks, int processors) {
+  return smart::cuda::choose_splits(tiles, blocks, processors);
 }
 
 uint16_t narrow(float value, bool brain) {

@@ -1,6 +1,7 @@
 // The 2:4 kernel for Hopper on an emulated one, for tests/smart_kernels/test_emulated_kernels.py to load with ctypes.
 #include "cuda/wgmma_body.h"
 #include "emulated_hopper.h"
+#include "emulated_split_k.h"
 
 namespace smart::cuda {
 namespace {
@@ -11,8 +12,8 @@ void launch(const TwoFour& p, bool backwards, bool eager) {
   const InputMap map = map_input(p);
   const int tiles = (p.slabs + Traits::kSlabs - 1) / Traits::kSlabs;
   const int blocks = (p.pixels + kTilePixels - 1) / kTilePixels * tiles;
-  for (int block = 0; block < blocks; ++block) {
-    ThreadBlock threads(Traits::kThreads, block, Traits::kSharedBytes - Traits::kAlignment, backwards);
+  for (int i = 0; i < blocks * p.splits; ++i) {
+    ThreadBlock threads(Traits::kThreads, i % blocks, Traits::kSharedBytes - Traits::kAlignment, backwards, i / blocks);
     HopperState state(Traits::kThreads, eager);
     threads.run([&](int thread) {
       const Device device(threads, state, thread);
@@ -20,6 +21,7 @@ void launch(const TwoFour& p, bool backwards, bool eager) {
     });
     require(state.copies.empty(), "a thread block ends before its copies");
   }
+  if (p.splits > 1) add_all_splits<typename Traits::Element>(p, backwards);
 }
 
 template <class Element>

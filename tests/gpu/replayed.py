@@ -6,14 +6,14 @@ from exact import integers, layer, reference
 from smart_kernels.packing import FORMATS
 
 
-def check(backend, case, tile, dtype):
-    """One of gpu_cases.py by a tile of the backend's kernel."""
+def check(backend, case, schedule, dtype):
+    """One of gpu_cases.py, cut up as the backend is told."""
     shape, (n, h, w), arguments = case
     packed, geometry = layer(FORMATS[backend.format], shape, dtype=dtype, **arguments)
     packed, x = packed.cuda(), integers(n, geometry.in_channels, h, w, dtype=dtype).cuda()
     scale, bias = integers(2, shape[0], largest=4).cuda()
     residual = integers(*geometry.output_shape(x.shape), largest=9, dtype=dtype).cuda()
-    call = backend.bind(packed, geometry, "adv", scale, bias, True, None, tile)
+    call = backend.bind(packed, geometry, "adv", scale, bias, True, None, schedule)
 
     def expected():
         return reference(x, packed, geometry, "adv", scale, bias, residual, True).to(dtype)

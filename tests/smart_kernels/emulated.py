@@ -17,11 +17,11 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is 
 FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-Werror"]
 POINTERS = (
     "x values extra_values metadata extra_metadata extra_columns extra_starts scale bias residual order first y "
-    "second_scale second_bias second column_runs"
+    "second_scale second_bias second column_runs partial"
 )
 NUMBERS = (
     "batch height width channels out_channels out_height out_width pixels kernel_w stride_h stride_w pad_top pad_left "
-    "dilation_h dilation_w columns steps blocks slabs first_slab run_slabs"
+    "dilation_h dilation_w columns steps blocks slabs first_slab run_slabs splits"
 )
 
 
@@ -52,6 +52,7 @@ def emulated_library() -> ctypes.CDLL:
     library.widen.restype, library.widen.argtypes = ctypes.c_float, (ctypes.c_uint16, ctypes.c_bool)
     library.narrow.restype, library.narrow.argtypes = ctypes.c_uint16, (ctypes.c_float, ctypes.c_bool)
     library.two_four.argtypes = (ctypes.POINTER(TwoFour), ctypes.c_bool, ctypes.c_int, ctypes.c_bool)
+    library.choose_splits.argtypes = (ctypes.c_int64, ctypes.c_int, ctypes.c_int)
     assert library.two_four_bytes() == ctypes.sizeof(TwoFour)
     return library
 
@@ -89,7 +90,7 @@ def run(library, x, operand, geometry, tile, *, backwards=False, eager=False, **
 
 
 def problem_of(x, operand, geometry, *, scale=None, bias=None, residual=None, relu=False, order=None, first=None,
-               affine=None, column_runs=None):  # fmt: skip
+               affine=None, column_runs=None, splits=1):  # fmt: skip
     """What a launch is told, the tensors it writes, and those it reads, to be kept alive."""
     n, k, p, q = geometry.output_shape(x.shape)
     columns = x.shape[1] * geometry.weight_shape[2] * geometry.weight_shape[3]
@@ -101,17 +102,18 @@ def problem_of(x, operand, geometry, *, scale=None, bias=None, residual=None, re
         torch.full((n, k, p, q), float("nan"), dtype=x.dtype).contiguous(memory_format=torch.channels_last)
         for _ in range(1 if affine is None else 2)
     ]
+    partial = torch.full((splits, n, p, q, -(-k // 8) * 8), float("nan")) if splits > 1 else None
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
     second_scale, second_bias, second_relu = affine or (None, None, False)
     tensors = [
         x, operand.values, operand.extra_values, operand.metadata, operand.extra_metadata, operand.extra_columns,
         operand.extra_starts, scale, bias, residual, order, first, results[0], second_scale, second_bias,
-        None if affine is None else results[1], column_runs,
+        None if affine is None else results[1], column_runs, partial,
     ]  # fmt: skip
     numbers = [
         n, *x.shape[2:], x.shape[1], k, p, q, n * p * q, geometry.weight_shape[3], *geometry.stride,
         geometry.padding[0], geometry.padding[2], *geometry.dilation, columns, -(-columns // 32), -(-columns // 128),
-        slabs, operand.first_slab, run_slabs,
+        slabs, operand.first_slab, run_slabs, splits,
     ]  # fmt: skip
     pointers = [None if each is None else each.data_ptr() for each in tensors]
     problem = TwoFour(*pointers, *numbers, relu, second_relu)

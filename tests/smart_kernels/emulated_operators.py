@@ -25,11 +25,11 @@ def tiles_run() -> Iterator[list[str]]:
         pytest.skip(why or "g++ is not installed")
     names = []
 
-    def two_four(x, geometry, tile=-1, **others):
+    def two_four(x, geometry, tile=-1, splits=0, **others):
         operand = Operand(*(others.pop(name) for name in Operand._fields))
         names.append(chosen(geometry, **others) if tile < 0 else (two_four_ops.TILES + two_four_ops.WGMMA_TILES)[tile])
         library = emulated_hopper() if names[-1] in two_four_ops.WGMMA_TILES else emulated_library()
-        return run(library, x, operand, Geometry.of_numbers(geometry), names[-1], **others)
+        return run(library, x, operand, Geometry.of_numbers(geometry), names[-1], splits=splits or 1, **others)
 
     def direct(x, values, codes, segments, geometry, slab_channels, first_segment, last_segment, tile=-1, **others):
         names.append("small" if tile < 0 else direct_ops.TILES[tile])

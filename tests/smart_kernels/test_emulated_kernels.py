@@ -15,6 +15,7 @@ def by_name(kernel, *others):
 
 
 TILES = [by_name(name, tile) for name, kernel in KERNELS.items() for tile in kernel.tiles]
+SPLIT = [by_name(name, tile) for name in ("2:4", "2:4 on Hopper") for tile in KERNELS[name].tiles]
 DTYPES = [by_name(name, dtype) for name, kernel in KERNELS.items() for dtype in kernel.dtypes]
 
 
@@ -59,3 +60,30 @@ def test_threads_may_run_in_any_order(kernel, tile):
     for backwards in (False, True):
         y = kernel.run(x, packed, geometry, "clean", tile, backwards=backwards)
         assert torch.equal(y.double(), reference(x, packed, geometry, "clean"))
+
+
+@pytest.mark.parametrize("splits", [2, 3, 5])
+@pytest.mark.parametrize(("kernel", "tile"), SPLIT)
+def test_thread_blocks_share_the_columns_of_a_tile(kernel, tile, splits):
+    """Five blocks of columns, the last cut short: splits of one, or of different lengths."""
+    dtype = kernel.dtypes[0]
+    packed, geometry = layer(kernel.packing, (72, 64, 3, 3), 0.4, dtype, padding=1)
+    x = integers(2, 64, 5, 5, dtype=dtype)
+    for backwards in (False, True):
+        y = kernel.run(x, packed, geometry, "adv", tile, splits=splits, backwards=backwards)
+        assert torch.equal(y.double(), reference(x, packed, geometry, "adv"))
+
+
+@pytest.mark.parametrize(("kernel", "tile"), SPLIT)
+def test_more_splits_than_warps_that_add_them(kernel, tile):
+    dtype = kernel.dtypes[0]
+    packed, geometry = layer(kernel.packing, (40, 1568, 1, 1), dtype=dtype)
+    x = integers(1, 1568, 3, 3, dtype=dtype)
+    y = kernel.run(x, packed, geometry, "clean", tile, splits=12)
+    assert torch.equal(y.double(), reference(x, packed, geometry, "clean"))
+
+
+@pytest.mark.parametrize("channels", [48, 43])
+@pytest.mark.parametrize("dtype", KERNELS["2:4"].dtypes, ids=str)
+def test_the_sum_of_splits_has_the_whole_epilogue(dtype, channels):
+    check_epilogue(KERNELS["2:4"], "small", dtype, channels, splits=3)

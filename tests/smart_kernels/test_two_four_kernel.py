@@ -48,6 +48,38 @@ def test_groups_leave_out_the_columns_of_others(case):
         assert torch.equal(y.double(), reference(x, packed, geometry, path))
 
 
+@pytest.mark.parametrize("path", ["clean", "adv"])
+def test_thread_blocks_share_the_columns_that_are_left(path):
+    shape = (160, 64, 3, 3)
+    packed = TwoFourWeight(integers(*shape, dtype=torch.float16), slab_masks(shape, 0.5))
+    geometry, x = Geometry.of(shape, padding=1), integers(1, 64, 4, 4, dtype=torch.float16)
+    assert packed.runs(path).shape[2] * 16 > 128  # so that there are several blocks to share
+    y = two_four(x, packed, geometry, path, "small", splits=2)
+    assert torch.equal(y.double(), reference(x, packed, geometry, path))
+
+
+def test_small_maps_are_split_and_others_are_not():
+    """(tiles, blocks of columns) of the small tile, 64 channels x 64 pixels, on 132 multiprocessors."""
+    choose = emulated_library().choose_splits
+    for tiles, blocks, splits in (
+        (8, 36, 12),  # 512 to 512 channels, 3x3, one map of 4x4: three blocks each
+        (4, 18, 9),  # 256 to 256, 8x8: two blocks each
+        (8, 9, 1),  # 128 to 128, 16x16: too little is saved
+        (16, 5, 1),  # 64 to 64, 32x32
+        (32, 36, 4),  # 512 to 512, 16 maps of 4x4
+        (66, 36, 2),
+        (67, 36, 1),  # two splits would not fit
+        (1, 4, 1),
+        (1, 36, 12),  # no more than 16, and 12 take as long
+        (1, 4096, 16),
+    ):
+        assert choose(tiles, blocks, 132) == splits, (tiles, blocks)
+    for tiles in range(1, 200):
+        for blocks in range(1, 80):
+            splits = choose(tiles, blocks, 132)
+            assert 1 <= splits <= blocks and (splits == 1 or tiles * splits <= 132)
+
+
 def test_fractions_are_summed_in_float32():
     weight = torch.randn(32, 64, 3, 3).half()
     packed = TwoFourWeight(weight, {"clean": torch.rand(weight.shape) < 0.3})
