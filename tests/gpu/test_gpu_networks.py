@@ -10,7 +10,7 @@ from smart.bench import benchmark
 from smart.twin import dense_twin_of
 from smart_kernels.verify import TOLERANCE, relative_error
 
-PATTERNS = ("block:16x16", "channel", "unstructured")
+PATTERNS = ("block:16x16", "channel", "coupled", "unstructured")
 
 
 @pytest.fixture(params=PATTERNS)
