@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import layers
+from benchmarks.studies import dial as study_dial
 from benchmarks.studies import plots as study_plots
+from benchmarks.studies import strong
 from benchmarks.studies import tables as study_tables
 from benchmarks.studies.cases import STUDIES
 from smart import plots
@@ -77,9 +79,9 @@ def seeds() -> str:
     return "\n".join(lines)
 
 
-def studies_file() -> Path:
-    """The newest results of the studies."""
-    return max((RESULTS / "studies").glob("*.json"), key=lambda file: file.stem[-len("2000-01-01") :])
+def studies_file(kind: str = "") -> Path:
+    """The newest results of the studies; of kind ``"attacks"`` by stronger attacks, ``"dial"`` at all positions."""
+    return max((RESULTS / "studies" / kind).glob("*.json"), key=lambda file: file.stem[-len("2000-01-01") :])
 
 
 def study(name: str) -> str:
@@ -89,8 +91,25 @@ def study(name: str) -> str:
 
 def studies_note() -> str:
     """What all studies have in common, and where they come from."""
-    file = studies_file()
-    return study_tables.note(read(file), f"[{file.name}](../benchmarks/results/studies/{file.name})")
+    return study_tables.note(read(studies_file()), _link(studies_file()))
+
+
+def attacks() -> str:
+    """The table of stronger attacks on the methods, and where it comes from."""
+    file = studies_file("attacks")
+    content = read(file)
+    return f"{strong.markdown(content, 'methods')} {study_tables.measured_at(content, _link(file))}"
+
+
+def dial() -> str:
+    """The table of the dials' positions, and where it comes from."""
+    file = studies_file("dial")
+    content = read(file)
+    return f"{study_dial.markdown(content)}\n\n{study_tables.measured_at(content, _link(file))}"
+
+
+def _link(file: Path) -> str:
+    return f"[{file.name}](../{file.relative_to(ROOT)})"
 
 
 APART = ("dial", "channels")  # studies whose results are in files of their own
@@ -98,14 +117,19 @@ APART = ("dial", "channels")  # studies whose results are in files of their own
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     README: {"results": suite, "demo": demo, "seeds": seeds},
     KERNELS: {"layers": layer_rates},
-    MASKS: {"studies": studies_note, **{name: partial(study, name) for name in STUDIES if name not in APART}},
+    MASKS: {
+        "studies": studies_note,
+        **{name: partial(study, name) for name in STUDIES if name not in APART},
+        "attacks": attacks,
+        "dial": dial,
+    },
 }
-# Pictures of the studies, and what draws each.
-STUDY_PICTURES: dict[str, Callable[..., None]] = {
-    "methods.png": partial(study_plots.plot_trade_off, study="methods"),
-    "choices.png": partial(
-        study_plots.plot_choices, studies=[name for name in STUDIES if name not in ("methods", *APART)]
-    ),
+# Pictures of the studies, the kind of results that each shows, and what draws it.
+CHOICES = [name for name in STUDIES if name not in ("methods", *APART)]
+STUDY_PICTURES: dict[str, tuple[str, Callable[..., None]]] = {
+    "methods.png": ("", partial(study_plots.plot_trade_off, study="methods")),
+    "choices.png": ("", partial(study_plots.plot_choices, studies=CHOICES)),
+    "dial.png": ("dial", study_plots.plot_dial),
 }
 
 
@@ -177,8 +201,8 @@ def draw() -> None:
 
 def draw_studies() -> None:
     """Draws the newest results of the studies, unless the pictures show them already."""
-    for name, plot in STUDY_PICTURES.items():
-        _draw_anew(IMAGES / name, studies_file(), plot)
+    for name, (kind, plot) in STUDY_PICTURES.items():
+        _draw_anew(IMAGES / name, studies_file(kind), plot)
 
 
 def _draw_anew(picture: Path, file: Path, plot: Callable[..., None]) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.studies import dial
 from benchmarks.studies.cases import STUDIES
 from benchmarks.studies.tables import Row, clean_accuracy, measured, of_case, robust_accuracy
 from smart.plots import ADV, CLEAN, picture
+from smart.plots_dial import LOOKS
 from smart.plots_robustness import MARKERS, RUNS
-from smart.text import short
+from smart.text import attack_name, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,6 +75,28 @@ def plot_choices(
             line[0].set_title(STUDIES[name].title, loc="left")
         for axes, label in zip(grid[-1], GOALS, strict=True):
             axes.set_xlabel(f"{label}: test accuracy (%)")
+
+
+def plot_dial(file: str | Path, results: Mapping[str, Any], comment: str | None = None) -> None:
+    """Robustness against clean accuracy at each position of the dials, a panel for each way to train them: means."""
+    with picture(file, (9.6, 4.4), "The dials of one network: means over seeds", comment) as figure:
+        cases = STUDIES["dial"].cases
+        panels = figure.subplots(1, len(cases), sharex=True, sharey=True)
+        for panel, case in zip(panels, cases, strict=True):
+            runs = of_case(results["rows"], case)
+            for name, (colour, marker, label) in LOOKS.items():
+                of_dial = [[place for place in row["dial"] if place["dial"] == name] for row in runs]
+                line = [
+                    tuple(100 * mean(place[what] for place in position) for what in ("clean", dial.ATTACK))
+                    for position in zip(*of_dial, strict=True)
+                ]
+                panel.plot(*zip(*line, strict=True), label=label, color=colour, marker=marker, markersize=4)
+            panel.set_title(case.name)
+            panel.set_xlabel("no attack: test accuracy (%)")
+            panel.grid(color="#E5E5E5")
+            panel.margins(0.12)
+        panels[0].set_ylabel(f"{attack_name(dial.ATTACK)}: test accuracy (%)")
+        panels[0].legend()
 
 
 def _dots(axes: Axes, rows: Sequence[Row], study: str, what: Callable[[Row], float], colour: str) -> None:

@@ -83,8 +83,11 @@ def difference(runs: Sequence[Row], others: Sequence[Row], what: Callable[[Row],
     """The mean difference of runs of the same seed, and the least and the largest: ``"-1.2 (-2.0 to -0.5)"``."""
     of_seed = {row["seed"]: what(row) for row in others}
     values = [what(row) - of_seed[row["seed"]] for row in runs if row["seed"] in of_seed]
-    if not any(values):
-        return ""
+    return signed(values) if any(values) else ""
+
+
+def signed(values: Sequence[float]) -> str:
+    """The mean, and the least and the largest of several: ``"+1.2 (-0.5 to +2.0)"``."""
     return f"{mean(values):+.1f}" + (f" ({min(values):+.1f} to {max(values):+.1f})" if len(values) > 1 else "")
 
 
@@ -98,62 +101,9 @@ def _counts(runs: Sequence[Row], what: str, key: str) -> str:
     return text.short(mean(row[what][key] for row in runs))
 
 
-STRONG_HEADING = (
-    "",
-    "path",
-    "seeds",
-    "no attack",
-    "attacked as above",
-    "with restarts",
-    "AutoAttack",
-    "attacked as above less AutoAttack",
-    "checks for masked gradients",
-)
-
-
-def strong_markdown(results: Mapping[str, Any], name: str) -> str:
-    """What withstands stronger attacks: a line for each case of a study and path that is a network of its own."""
-    lines = [f"| {' | '.join(STRONG_HEADING)} |", "|" + "---|" * len(STRONG_HEADING)]
-    for case in STUDIES[name].cases:
-        runs = of_case(results["rows"], case)
-        paths = runs[0]["strong"]["clean"] if runs else ()
-        for path in paths:
-            cells = [case.name, path if len(paths) > 1 else "the only one", *_strong_cells(runs, path)]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def strong_share(attack: str, path: str) -> Callable[[Row], float]:
-    """What withstands ``"clean"``, ``"pgd"``, ``"restarts"`` or ``"autoattack"`` on a path, in percent."""
-    return lambda row: 100 * row["strong"][attack][path]
-
-
-def overstated(path: str) -> Callable[[Row], float]:
-    """How many points more withstand the attacks of all studies than AutoAttack."""
-    pgd, autoattack = (strong_share(attack, path) for attack in ("pgd", "autoattack"))
-    return lambda row: pgd(row) - autoattack(row)
-
-
-def _strong_cells(runs: Sequence[Row], path: str) -> list[str]:
-    gaps = [overstated(path)(row) for row in runs]
-    checks = [
-        check for row in runs for check in row["strong"].get("sanity", {}).get("checks", ()) if check["path"] == path
-    ]
-    return [
-        str(len(runs)),
-        *(spread(runs, strong_share(attack, path)) for attack in ("clean", "pgd", "restarts", "autoattack")),
-        f"{mean(gaps):+.1f} ({min(gaps):+.1f} to {max(gaps):+.1f})",
-        f"{sum(check['passed'] for check in checks)} of {len(checks)} pass" if checks else "-",
-    ]
-
-
-def strong_note(results: Mapping[str, Any], link: str) -> str:
-    """What the table of stronger attacks is of, in one paragraph."""
-    strong = results["strong"]
-    return (
-        f"{strong['images']} of the test images, {strong['restarts']} restarts. Measured at commit "
-        f"`{results['commit']}` with `{results['command']}`: {link}."
-    )
+def measured_at(results: Mapping[str, Any], link: str) -> str:
+    """Where numbers come from, in a sentence; ``link`` is to the file."""
+    return f"Measured at commit `{results['commit']}` with `{results['command']}`: {link}."
 
 
 def note(results: Mapping[str, Any], link: str) -> str:
@@ -164,5 +114,5 @@ def note(results: Mapping[str, Any], link: str) -> str:
         f"{data['name']}, {sizes} images; {results['network']}; {recipe['epochs']} epochs, "
         f"PGD-{recipe['attack_steps']} in training, L-infinity eps {text.show(recipe['eps'])}; "
         f"{machine['cpu']}, {results['threads']} thread, torch {results['versions']['torch']}. "
-        f"Measured at commit `{results['commit']}` with `{results['command']}`: {link}."
+        f"{measured_at(results, link)}"
     )

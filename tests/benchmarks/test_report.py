@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from benchmarks import report
+from benchmarks.studies import dial as study_dial
 from benchmarks.studies.tables import in_common
 from smart_kernels.verify import TOLERANCE
 
@@ -130,15 +131,59 @@ def test_what_the_page_says_of_learning_holds_in_every_seed():
     assert sorted(round(difference, 1) for difference in kept_less) == [-5.2, -2.7, 0.5]
 
 
+def test_what_the_page_says_of_dials_holds_in_every_seed():
+    rows = {(row["case"], row["seed"]): row for row in report.read(report.studies_file("dial"))["rows"]}
+    ends, trained = "SMART, density 0.2", "SMART, dial trained"
+    for seed in range(3):
+        at = {case: study_dial.places(rows[case, seed]) for case in (ends, trained)}
+        clean, robust = (
+            {case: {name: 100 * place[what] for name, place in places.items()} for case, places in at.items()}
+            for what in ("clean", study_dial.ATTACK)
+        )
+        stages = [name for name in at[ends] if "stage" in name]
+        assert all(clean[ends]["lambda 0.75"] > clean[ends][name] for name in stages)
+        assert all(robust[ends]["lambda 0.75"] > robust[ends][name] for name in stages)
+        least = min(clean[ends]["clean path"], clean[ends]["adversarial path"])
+        assert clean[ends]["first 2 stages adversarial"] < least - 3
+        assert robust[trained]["clean path"] > robust[ends]["clean path"] + 20
+        assert 0.49 < robust[trained]["adversarial path"] - robust[ends]["adversarial path"] < 3.01
+        assert robust[trained]["lambda 0.5"] > robust[trained]["adversarial path"] - 4
+        assert clean[trained]["lambda 0.5"] > clean[trained]["clean path"] - 1.3
+        assert min(clean[trained], key=clean[trained].get) == "adversarial path"
+        for case in (ends, trained):
+            for some in ("stage", "2 stages"):
+                assert robust[case][f"first {some} adversarial"] > robust[case][f"last {some} adversarial"]
+            saved = [1 - at[case][name]["macs"] / at[case]["lambda 0.5"]["macs"] for name in stages]
+            assert min(saved) > 0.09 and max(saved) < 0.2, saved
+
+
+def test_what_the_page_says_of_stronger_attacks_holds_in_every_seed():
+    rows = report.read(report.studies_file("attacks"))["rows"]
+    for row in rows:
+        found = row["strong"]
+        for path, most in {"clean": 4, "adv": 2}.items():
+            if path in found["clean"]:
+                pgd, restarts, autoattack = (
+                    round(200 * found[name][path]) for name in ("pgd", "restarts", "autoattack")
+                )
+                assert 0 <= restarts - autoattack <= pgd - autoattack <= most
+        assert all(check["passed"] for check in found.get("sanity", {}).get("checks", ()))
+    for seed in {row["seed"] for row in rows}:
+        of_seed = [row["strong"] for row in rows if row["seed"] == seed]
+        by_pgd, by_autoattack = (sorted(of_seed, key=lambda each: each[name]["adv"]) for name in ("pgd", "autoattack"))
+        assert by_pgd == by_autoattack
+
+
 def test_pictures_are_of_the_newest_studies():
-    for name in report.STUDY_PICTURES:
-        assert report.is_of(report.IMAGES / name, report.studies_file()), "run `make results`"
+    for name, (kind, _) in report.STUDY_PICTURES.items():
+        assert report.is_of(report.IMAGES / name, report.studies_file(kind)), "run `make results`"
 
 
 def test_pictures_of_studies_are_drawn_when_the_results_changed_only(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    (tmp_path / "studies").mkdir()
-    shutil.copy(report.studies_file(), tmp_path / "studies" / "data-cpu-2000-01-02.json")
+    for kind in {kind for kind, _ in report.STUDY_PICTURES.values()}:
+        (tmp_path / "studies" / kind).mkdir(parents=True, exist_ok=True)
+        shutil.copy(report.studies_file(kind), tmp_path / "studies" / kind / "data-cpu-2000-01-02.json")
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(report, "IMAGES", tmp_path)
     report.draw_studies()

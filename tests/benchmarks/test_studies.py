@@ -116,9 +116,9 @@ def test_stronger_attacks_are_set_on_a_part_of_the_test_images(study, monkeypatc
         assert 0 <= first["restarts"][path] <= first["pgd"][path] <= first["clean"][path] <= 1
         assert 6 * first["autoattack"][path] == pytest.approx(round(6 * first["autoattack"][path]))
     assert first["sanity"]["n_examples"] == 6 and "sanity" not in second
-    clean, adv = tables.strong_markdown(content, "methods").splitlines()[2:]
+    clean, adv, *_, note = strong.markdown(content, "methods").splitlines()[2:]
     assert clean.startswith("| SMART, density 0.1 | clean | 2 |") and adv.startswith("| SMART, density 0.1 | adv | 2 |")
-    assert "of 8 pass |" in adv and "6 of the test images" in tables.strong_note(content, "a link")
+    assert adv.endswith(" of 8 |") and note == f"6 of the test images, {strong.RESTARTS} restarts."
     with pytest.raises(SystemExit):
         study("--seeds", "2", "--only", "density 0.1")
     assert "is of another study: its strong" in capsys.readouterr().err
