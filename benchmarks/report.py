@@ -80,7 +80,10 @@ def seeds() -> str:
 
 
 def studies_file(kind: str = "") -> Path:
-    """The newest results of the studies; of kind ``"attacks"`` by stronger attacks, ``"dial"`` at all positions."""
+    """The newest results of the studies; of a kind of them that has a folder of its own.
+
+    Kinds are ``"attacks"`` by stronger attacks, ``"dial"`` at all positions, and ``"channels"``, run by itself.
+    """
     return max((RESULTS / "studies" / kind).glob("*.json"), key=lambda file: file.stem[-len("2000-01-01") :])
 
 
@@ -108,6 +111,13 @@ def dial() -> str:
     return f"{study_dial.markdown(content)}\n\n{study_tables.measured_at(content, _link(file))}"
 
 
+def channels() -> str:
+    """The table of the study of channels, and where it comes from."""
+    file = studies_file("channels")
+    content = read(file)
+    return f"{study_tables.markdown(content, 'channels')}\n\n{study_tables.measured_at(content, _link(file))}"
+
+
 def _link(file: Path) -> str:
     return f"[{file.name}](../{file.relative_to(ROOT)})"
 
@@ -122,6 +132,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
         **{name: partial(study, name) for name in STUDIES if name not in APART},
         "attacks": attacks,
         "dial": dial,
+        "channels": channels,
     },
 }
 # Pictures of the studies, the kind of results that each shows, and what draws it.

@@ -131,6 +131,33 @@ def test_what_the_page_says_of_learning_holds_in_every_seed():
     assert sorted(round(difference, 1) for difference in kept_less) == [-5.2, -2.7, 0.5]
 
 
+def test_what_the_page_says_of_channels_holds_in_every_seed():
+    rows = {(row["case"], row["seed"]): row for row in report.read(report.studies_file("channels"))["rows"]}
+    others = {(row["case"], row["seed"]): row for row in report.read(report.studies_file())["rows"]}
+    coupled_more = []
+    for seed in range(3):
+        standard, static = rows["SMART, density 0.2", seed], others["static", seed]
+        each, coupled = (rows[f"{name}, 0.2, static", seed] for name in ("channels", "coupled"))
+
+        def more(row, than):
+            """Points of robustness and of clean accuracy."""
+            robust = row["robust"]["adv"] - than["robust"]["adv"]
+            return 100 * robust, 100 * (row["accuracy"]["clean"]["clean"] - than["accuracy"]["clean"]["clean"])
+
+        for row in (each, coupled):
+            assert abs(more(row, standard)[0]) < 3.01 and abs(more(row, standard)[1]) < 1
+            assert 0.5 < row["macs"]["adv"] / standard["macs"]["adv"] < 0.56
+        robust, clean = more(coupled, static)
+        assert -1.9 < robust < 0.7 and -4.7 < clean < -0.9
+        assert coupled["accuracy"]["adv"]["clean"] - each["accuracy"]["adv"]["clean"] > 0.0099
+        coupled_more.append(round(more(coupled, each)[0], 1))
+        for name in ("channels, 0.2", "coupled, 0.2"):
+            robust, clean = more(rows[name, seed], standard)
+            assert robust < -6 and clean < -7
+        assert standard == standard | {"robust": others["SMART, density 0.2", seed]["robust"]}  # the same run again
+    assert sorted(coupled_more) == [-0.3, 2.5, 2.8]
+
+
 def test_what_the_page_says_of_dials_holds_in_every_seed():
     rows = {(row["case"], row["seed"]): row for row in report.read(report.studies_file("dial"))["rows"]}
     ends, trained = "SMART, density 0.2", "SMART, dial trained"
