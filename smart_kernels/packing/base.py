@@ -92,7 +92,7 @@ class PackedWeight(nn.Module, ABC):
 
     def density(self, path: str) -> float:
         """The share of weights that the path's mask keeps."""
-        return self.nonzeros(path) / self.mask(path).numel()
+        return self.nonzeros(path) / torch.Size(self.shape).numel()
 
     def extra_repr(self) -> str:
         return f"shape={tuple(self.shape)}, paths={self.paths}, bytes={self.nbytes}"

@@ -44,7 +44,6 @@ class BlockWeight(SegmentedWeight):
     Attributes:
         block: output and input channels of a block; at the edges of the weight blocks are padded with zeros.
         rows_per_tile: rows of blocks in a tile.
-        disabled: whether corrupt data was loaded into it.
     """
 
     format = "block"
@@ -58,7 +57,6 @@ class BlockWeight(SegmentedWeight):
         self.rows_per_tile = max(1, tile_channels(weight.shape[0], self.block[0]) // self.block[0])
         if self.codes_per_tile > MAX_CODES:
             raise ValueError(f"a weight of shape {self.shape} has more taps and input channels than a code can name")
-        self.disabled = False
 
         # (tiles, rows of blocks, codes) of each path.
         first, second = (self._by_item(_kept_blocks(mask, self.block)) for mask in (first, second))
@@ -114,14 +112,8 @@ class BlockWeight(SegmentedWeight):
     def mask(self, path: str) -> Tensor:
         return self._scatter(torch.ones_like(self.values, dtype=torch.bool), path)
 
-    def disable(self) -> None:
-        # Kernels find empty runs of items, and backends refuse to start them.
-        self.segments.fill_(-1)
-        self.disabled = True
-
     def validate(self) -> None:
         super().validate()
-        self.disabled = False
         if self.values.dim() != 3 or tuple(self.values.shape[1:]) != self.block:
             raise ValueError(f"the values have shape {tuple(self.values.shape)}: blocks of {self.block} are needed")
         dtypes = {name: getattr(self, name).dtype for name in ("codes", "segments", "rows", "starts")}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from smart_kernels.packing.base import PackedWeight, check_masked_weight
+from smart_kernels.packing.per_path import PerPathWeight
 
 
 def kept_channels(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -17,7 +15,7 @@ def kept_channels(mask: Tensor) -> tuple[Tensor, Tensor]:
     return kept_out, kept_in
 
 
-class ChannelWeight(PackedWeight):
+class ChannelWeight(PerPathWeight):
     """For each path the weight (K_p, C_p, R, S) of the channels it keeps, and which they are.
 
     Paths whose masks agree share them.
@@ -25,21 +23,11 @@ class ChannelWeight(PackedWeight):
 
     format = "channel"
 
-    def __init__(self, weight: Tensor, masks: Mapping[str, Tensor]) -> None:
-        check_masked_weight(weight, masks)
-        super().__init__(tuple(weight.shape), tuple(masks))
-        first, *rest = masks.values()
-        self.shared = all(torch.equal(first, mask) for mask in rest)
-        for name, mask in zip(self.paths[:1] if self.shared else self.paths, masks.values(), strict=False):
-            kept_out, kept_in = kept_channels(mask)
-            part = mask[kept_out[:, None], kept_in]
-            kept = weight.detach()[kept_out[:, None], kept_in]
-            kept = torch.where(part, kept, kept.new_zeros(()))
-            self.register_buffer(f"weight_{name}", kept)
-            self.register_buffer(f"out_{name}", kept_out)
-            self.register_buffer(f"in_{name}", kept_in)
-            # Weights tell their mask, unless it keeps some that are zero.
-            self.register_buffer(f"mask_{name}", None if torch.equal(kept != 0, part) else part)
+    def _register(self, name: str, weight: Tensor, mask: Tensor) -> None:
+        kept_out, kept_in = kept_channels(mask)
+        self._register_weight(name, weight[kept_out[:, None], kept_in], mask[kept_out[:, None], kept_in])
+        self.register_buffer(f"out_{name}", kept_out)
+        self.register_buffer(f"in_{name}", kept_in)
 
     def kept(self, path: str | float) -> tuple[Tensor, Tensor, Tensor]:
         """A path's dense weight (K_p, C_p, R, S), its output channels (K_p,) and input channels (C_p,).
@@ -47,31 +35,26 @@ class ChannelWeight(PackedWeight):
         A lambda strictly between 0 and 1 keeps the channels of both paths.
         """
         if isinstance(path, str):
-            name = self._own(path)
+            name = self._owner(path)
             return tuple(getattr(self, f"{kind}_{name}") for kind in ("weight", "out", "in"))
         mixed, parts = self.dense(path), [self.kept(name) for name in (self.paths[0], self.paths[-1])]
         kept_out, kept_in = (torch.cat([part[i] for part in parts]).unique() for i in (1, 2))
         return mixed[kept_out[:, None], kept_in], kept_out, kept_in
 
-    def dense(self, path: str | float) -> Tensor:
-        if isinstance(path, str):
-            weight, kept_out, kept_in = self.kept(path)
-            dense = weight.new_zeros(self.shape)
-            dense[kept_out[:, None], kept_in] = weight
-            return dense
-        first, second = (self.dense(name) for name in (self.paths[0], self.paths[-1]))
-        # Where both keep the weight the coefficients sum to 1: written so that it then stays exact.
-        return torch.where(first == second, first, first * (1 - path) + second * path)
+    def _dense(self, name: str) -> Tensor:
+        weight, kept_out, kept_in = self.kept(name)
+        dense = weight.new_zeros(self.shape)
+        dense[kept_out[:, None], kept_in] = weight
+        return dense
 
     def mask(self, path: str) -> Tensor:
         weight, kept_out, kept_in = self.kept(path)
-        part = getattr(self, f"mask_{self._own(path)}")
         mask = torch.zeros(self.shape, dtype=torch.bool, device=weight.device)
-        mask[kept_out[:, None], kept_in] = weight != 0 if part is None else part
+        mask[kept_out[:, None], kept_in] = self._mask(self._owner(path))
         return mask
 
     def validate(self) -> None:
-        for name in self.paths[:1] if self.shared else self.paths:
+        for name in self.owners:
             weight, kept_out, kept_in = self.kept(name)
             for kept, channels in ((kept_out, self.shape[0]), (kept_in, self.shape[1])):
                 if not _ascends(kept, channels):
@@ -90,11 +73,6 @@ class ChannelWeight(PackedWeight):
         for name, buffer in self.named_buffers():
             if name.startswith(("out_", "in_")):
                 buffer.fill_(torch.iinfo(buffer.dtype).max)
-
-    def _own(self, path: str) -> str:
-        if path not in self.paths:
-            raise ValueError(f"unknown path {path!r}: this weight has {self.paths}")
-        return self.paths[0] if self.shared else path
 
 
 def _ascends(kept: Tensor, channels: int) -> bool:

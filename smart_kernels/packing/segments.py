@@ -18,9 +18,15 @@ MAX_MIXES = 4  # mixed value sets kept at once: each costs as much as the values
 
 
 class SegmentedWeight(PackedWeight):
-    """A packed weight whose buffer ``values`` is shared by its paths."""
+    """A packed weight whose buffer ``values`` is shared by its paths.
+
+    Attributes:
+        segments: where each segment begins.
+        disabled: whether corrupt data was loaded into it.
+    """
 
     values: Tensor
+    segments: Tensor
 
     def __init__(self, shape: tuple[int, ...], paths: tuple[str, ...]) -> None:
         super().__init__(shape, paths)
@@ -51,5 +57,12 @@ class SegmentedWeight(PackedWeight):
     def _mix(self, path: float) -> Tensor:
         """The values times 1 - lambda where only the first path keeps them, lambda where only the second does."""
 
+    def disable(self) -> None:
+        # No kernel finds anything to walk: that of the CPU refuses segments that do not end at the number of values,
+        # and backends refuse to start those of GPUs, where nobody looks.
+        self.segments.fill_(-1)
+        self.disabled = True
+
     def validate(self) -> None:
         self._mixes.clear()  # the values may be new ones
+        self.disabled = False

@@ -36,18 +36,13 @@ def slab_channels(in_channels: int, taps: int) -> int:
 
 
 class UnstructuredWeight(SegmentedWeight):
-    """The format the module's docstring describes.
-
-    Attributes:
-        disabled: whether corrupt data was loaded into it.
-    """
+    """The format the module's docstring describes."""
 
     format = "unstructured"
 
     def __init__(self, weight: Tensor, masks: Mapping[str, Tensor]) -> None:
         check_masked_weight(weight, masks)
         super().__init__(tuple(weight.shape), tuple(masks))
-        self.disabled = False
         k, c, r, s = weight.shape
         if r * s > MAX_TAPS:
             raise ValueError(f"a kernel of {r}x{s} taps is too large for this format: at most {MAX_TAPS} taps")
@@ -96,17 +91,8 @@ class UnstructuredWeight(SegmentedWeight):
         first, last = self.segment_range(path)
         return int(self._segment_lengths().view(-1, SEGMENTS)[:, first:last].sum())
 
-    def density(self, path: str) -> float:
-        return self.nonzeros(path) / torch.Size(self.shape).numel()
-
-    def disable(self) -> None:
-        # The CPU kernel refuses segments that do not end at the number of values; where they lie on a GPU nobody looks.
-        self.segments.fill_(-1)
-        self.disabled = True
-
     def validate(self) -> None:
         super().validate()
-        self.disabled = False
         k, c, r, s = self.shape
         if self.values.dim() != 1 or self.codes.shape != self.values.shape:
             raise ValueError(f"{self.codes.numel()} codes for {self.values.numel()} values: as many are needed")
