@@ -47,8 +47,8 @@ sanitize: $(READY)  ## Tests the C++ kernels under the address and undefined-beh
 	status=0; ASAN_OPTIONS=detect_leaks=0:new_delete_type_mismatch=0 \
 	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	  $(BIN)/python -m pytest tests/smart_kernels/test_convolution.py tests/smart_kernels/test_elementwise.py \
-	  tests/smart_kernels/test_programs.py tests/smart_kernels/test_depthwise.py \
-	  tests/smart_kernels/test_winograd.py || status=$$?; \
+	  tests/smart_kernels/test_programs.py tests/smart_kernels/test_programmed_networks.py \
+	  tests/smart_kernels/test_depthwise.py tests/smart_kernels/test_winograd.py || status=$$?; \
 	  $(BIN)/python setup.py -q build_ext --inplace; exit $$status
 
 sanitize-gpu: $(READY)  ## Tests the CUDA kernels under compute-sanitizer; needs a GPU

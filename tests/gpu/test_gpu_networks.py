@@ -31,23 +31,14 @@ def test_captured_networks_compute_what_the_original_does(model, images):
     smart_kernels.verify(model, sparse, torch.rand_like(images))
 
 
-def test_replays_wait_for_nothing_on_the_host(model, images):
-    sparse = smart_kernels.swap(model, images, measure=False).capture(images)
+@pytest.mark.parametrize("captured", [True, False], ids=["replays", "eager calls"])
+def test_nothing_waits_on_the_host(model, images, captured):
+    sparse = smart_kernels.swap(model, images, measure=False)
+    if captured:
+        sparse.capture(images)
     with torch.inference_mode():
         expected = {path: sparse(images, path=path) for path in sparse.paths}
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")  # raises where the host waits
-        try:
-            results = {path: sparse(images, path=path) for path in sparse.paths}
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    assert all(torch.equal(results[path], expected[path]) for path in sparse.paths)
-
-
-def test_eager_calls_wait_for_nothing_on_the_host(model, images):
-    sparse = smart_kernels.swap(model, images, measure=False)
-    with torch.inference_mode():
-        expected = {path: sparse(images, path=path) for path in sparse.paths}
         torch.cuda.set_sync_debug_mode("error")  # raises where the host waits
         try:
             results = {path: sparse(images, path=path) for path in sparse.paths}

@@ -14,6 +14,11 @@ def images():
     return torch.rand(4, 1, 9, 9)
 
 
+@pytest.fixture(params=[False, True], ids=["graph", "module by module"])
+def model(request):
+    return TwoPaths(control_flow=request.param).eval()
+
+
 @pytest.fixture
 def sparse(images):
     return swap(TwoPaths().eval(), images, backend=BACKENDS[-1])

@@ -7,21 +7,30 @@ from torch import nn
 from smart_kernels import paths
 
 
-class MaskedConv(nn.Conv2d):
-    def __init__(self, *args, density=0.2, **kwargs):
-        super().__init__(*args, **kwargs)
-        for name in paths.PATHS:
-            self.register_buffer(f"mask_{name}", torch.rand_like(self.weight) < density)
+class Masked:
+    """A layer with a weight, and masks of both paths in buffers ``mask_clean`` and ``mask_adv``."""
 
     @property
     def masks(self):
         return {name: getattr(self, f"mask_{name}") for name in paths.PATHS}
 
-    def forward(self, x):
+    @property
+    def masked_weight(self):
+        """That of the path under way."""
         path = paths.current()
-        named = isinstance(path, str)
-        mask = self.masks[path] if named else self.mask_clean * (1 - path) + self.mask_adv * path
-        return self._conv_forward(x, self.weight * mask, self.bias)
+        if isinstance(path, str):
+            return self.weight * self.masks[path]
+        return self.weight * (self.mask_clean * (1 - path) + self.mask_adv * path)
+
+
+class MaskedConv(Masked, nn.Conv2d):
+    def __init__(self, *args, density=0.2, **kwargs):
+        super().__init__(*args, **kwargs)
+        for name in paths.PATHS:
+            self.register_buffer(f"mask_{name}", torch.rand_like(self.weight) < density)
+
+    def forward(self, x):
+        return self._conv_forward(x, self.masked_weight, self.bias)
 
 
 class DualNorm(nn.Module):
@@ -100,3 +109,17 @@ class ManyOutputs(nn.Module):
     def forward(self, x):
         a = self.a(x)
         return {"features": a, "maps": (self.b(a), a.mean((2, 3)))}
+
+
+def sparsify(model, density=0.2):
+    """Drops weights of any network's layers at random."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d, nn.Conv1d)):
+                module.weight.mul_(torch.rand(module.weight.shape) < density)
+    return model.eval()
+
+
+def why(sparse, name):
+    """What the report says of a layer."""
+    return next(row["why"] for row in sparse.report() if row["name"] == name)

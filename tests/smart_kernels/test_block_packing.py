@@ -1,11 +1,11 @@
 """The block format: which blocks it finds, exactness, sharing, and states that are corrupt or hostile."""
 
-import copy
 from itertools import pairwise
 
 import pytest
 import torch
 from blocks import block_mask, block_problem
+from corrupt import check_refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -147,15 +147,7 @@ def test_corrupt_states_are_refused_and_never_run(block, change, message):
     masks["clean"][:64, :, 0, 0] = masks["adv"][64:, :, 0, 0] = True
     masks["clean"][64:, :, 0, 0] = masks["adv"][:64, :, 0, 0] = False
     packed = BlockWeight(weight, masks)
-    state = {name: value.clone() for name, value in packed.state_dict().items()}
-    change(state)
-    before = copy.deepcopy(packed)
-    with pytest.raises(ValueError, match=message):
-        packed.check_state(state)
-    assert torch.equal(packed.dense("clean"), before.dense("clean"))
-    with pytest.raises(ValueError, match=message):
-        packed.load_state_dict(state)
-    assert packed.disabled
+    before = check_refused(packed, change, message)
     assert bool((packed.segments == -1).all())  # kernels find nothing to walk
     packed.load_state_dict(before.state_dict())
     assert not packed.disabled

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import MaskedConv
+from programmed import forced, programs_of
 from torch import fx, nn
 
-from smart_kernels import elementwise, lowering, native, programs, swap, verify
+from smart_kernels import elementwise, lowering, native, programs, verify
 from smart_kernels.modules import SparseConv2d
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
@@ -93,21 +94,19 @@ class Gated(nn.Module):
 def test_a_module_with_a_hook_is_no_part_of_a_program():
     model, x = nn.Sequential(MaskedConv(3, 4, 3), nn.SiLU(), MaskedConv(4, 4, 1)).eval(), torch.randn(2, 3, 6, 6)
     model[1].register_forward_hook(lambda module, inputs, output: output + 1)
-    sparse = swap(model, x, backend="cpu", measure=False)
+    sparse = forced(model, x)
     assert lowering.rewrite(sparse.net, x) is None
-    sparse.runs_programs = True
     verify(model, sparse, x)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16, 35])
 def test_networks_of_them_are_one_program(poisoned, batch):
     model, x = Gated().eval(), torch.randn(batch, 3, 9, 8)
-    sparse = swap(model, x, backend="cpu", measure=False)
-    sparse.runs_programs = True
+    sparse = forced(model, x)
     assert max(verify(model, sparse, x).values()) < 1e-5
     inside = list(sparse._graph_for(sparse.net, x).graph.find_nodes(op="call_module"))
     assert len(inside) == 1
-    (program,) = [m for m in sparse._graph_for(sparse.net, x).modules() if isinstance(m, programs.Program)]
+    (program,) = programs_of(sparse, x)
     assert sum(isinstance(step.module, SparseConv2d) for step in program.steps) == 9
 
 
@@ -144,8 +143,7 @@ def test_functions_of_convolutions_bound_and_keep_what_they_must(function, size,
     for conv, weight in ((model.a, torch.eye(2)), (model.b, torch.full((2, 1), 2.0)), (model.last, torch.ones(2, 1))):
         conv.weight.data = weight[:, :, None, None].clone()
     x = torch.randn(batch, 2, size, size) * 20
-    sparse = swap(model, x, backend="cpu", measure=False)
-    sparse.runs_programs = True
+    sparse = forced(model, x)
     x[0, :, 0, 0], x[-1, :, -1, -1] = float("nan"), 1e30
     for ours, theirs in zip(sparse(x), model(x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, equal_nan=True)

@@ -2,27 +2,16 @@
 
 import pytest
 import torch
+from networks import sparsify, why
 from torch import nn
 
 import smart_kernels
 from smart_kernels import native, swap, verify
 
 
-def sparsify(model):
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                module.weight.mul_(torch.rand(module.weight.shape) < 0.3)
-    return model.eval()
-
-
 @pytest.fixture
 def images():
     return torch.rand(3, 2, 9, 9)
-
-
-def why(sparse, name):
-    return next(row["why"] for row in sparse.report() if row["name"] == name)
 
 
 class ReadsAWeight(nn.Module):

@@ -3,28 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import MaskedConv, TwoPaths
+from networks import MaskedConv, TwoPaths, sparsify, why
 from torch import nn
 
 from smart_kernels import native, swap, verify
 from smart_kernels.modules import SparseConv2d, SparseLinear
 
 
-def sparsify(model, density=0.2):
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d, nn.Conv1d)):
-                module.weight.mul_(torch.rand_like(module.weight) < density)
-    return model.eval()
-
-
 @pytest.fixture
 def images():
     return torch.rand(3, 2, 9, 9)
-
-
-def why(sparse, name):
-    return next(row["why"] for row in sparse.report() if row["name"] == name)
 
 
 def test_no_zeros_is_a_report_not_an_error(images):

@@ -15,16 +15,6 @@ from smart_kernels.modules import SparseConv2d
 needs_library = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 
 
-@pytest.fixture
-def images():
-    return torch.rand(4, 1, 9, 9)
-
-
-@pytest.fixture(params=[False, True], ids=["graph", "module by module"])
-def model(request):
-    return TwoPaths(control_flow=request.param).eval()
-
-
 def backends(sparse):
     return {row["backend"] for row in sparse.report() if row["pattern"] != "dense"}
 

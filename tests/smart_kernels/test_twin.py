@@ -22,11 +22,6 @@ def images():
     return torch.rand(5, 1, 9, 9)
 
 
-@pytest.fixture(params=[False, True], ids=["graph", "module by module"])
-def model(request):
-    return TwoPaths(control_flow=request.param).eval()
-
-
 class Paddings(nn.Module):
     """Layers whose padding no single argument of nn.Conv2d expresses, and a fully connected one with zeros."""
 

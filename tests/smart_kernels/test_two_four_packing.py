@@ -1,9 +1,8 @@
 """The 2:4 format: exactness against a model of the instruction, overflow, sharing, and corrupt or hostile states."""
 
-import copy
-
 import pytest
 import torch
+from corrupt import check_refused
 from gpu_cases import checkered_masks, slab_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -220,15 +219,7 @@ def test_corrupt_states_are_refused_and_never_run(change, message):
     weight, masks = problem((40, 20, 3, 3), (0.6, 0.6))
     packed = TwoFourWeight(weight, masks)
     assert packed.extra_starts[1] >= 2
-    state = {name: value.clone() for name, value in packed.state_dict().items()}
-    change(state)
-    before = copy.deepcopy(packed)
-    with pytest.raises(ValueError, match=message):
-        packed.check_state(state)
-    assert torch.equal(packed.dense("clean"), before.dense("clean"))
-    with pytest.raises(ValueError, match=message):
-        packed.load_state_dict(state)
-    assert packed.disabled
+    before = check_refused(packed, change, message)
     assert bool((packed.extra_starts == -1).all())
     packed.load_state_dict(before.state_dict())
     assert not packed.disabled

@@ -7,18 +7,17 @@ from forks import holds_in_fork, needs_fork
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import MaskedConv, TwoPaths
+from programmed import LANES, forced, programs_of
 from torch import nn
 
-from smart_kernels import native, pack, reference, swap, verify
+from smart_kernels import native, pack, reference, verify
 from smart_kernels.backends import BACKENDS, Affine
 from smart_kernels.geometry import Geometry
-from smart_kernels.programs import Program
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 TOLERANCE = 4e-6  # of the largest output: the transformations magnify rounding errors
 ISAS = native.cpu_isas()
 FASTEST = next(iter(ISAS), "")
-LANES = {"avx512": 16, "avx2": 8}.get(FASTEST, 4)
 
 
 def packed_weight(out_channels, in_channels, densities=(0.2, 0.4), dtype=torch.float32):
@@ -199,9 +198,8 @@ class Wide(nn.Module):
 @pytest.mark.parametrize("network", [TwoPaths, Wide])
 def test_programs_run_it(poisoned, isa, batch, network):
     model, x = network().eval(), torch.rand(batch, 1 if network is TwoPaths else 2, 26, 33)
-    sparse = swap(model, x, backend="cpu", measure=False)
-    sparse.runs_programs = True
-    found = [module for module in sparse._graph_for(sparse.net, x).modules() if isinstance(module, Program)]
+    sparse = forced(model, x)
+    found = programs_of(sparse, x)
     assert found
     results = {}
     for way in ("winograd", "direct"):
