@@ -26,7 +26,8 @@ from smart_kernels.timings import SHARED, Timings
 from smart_kernels.ways import may_rewrite, ways_of
 
 PROGRAM_BUDGET_S = 0.5
-MAX_GRAPHS = 8  # input shapes, times the compact networks of paths, that programs are kept for
+# Input shapes, times the compact networks of paths, that programs are kept for: some dozen KiB each for ResNet-18.
+MAX_GRAPHS = 64
 
 
 class SparseModel(nn.Module):
@@ -170,7 +171,8 @@ class SparseModel(nn.Module):
         graph = self._graphs.get((net, x.shape))
         if graph is None:
             if len(self._graphs) >= MAX_GRAPHS:
-                self._graphs.clear()
+                # The oldest; by way of a copy, as another thread may be at it too.
+                self._graphs.pop(next(iter(tuple(self._graphs)), None), None)
             rewritten = lowering.rewrite(net, x)
             graph = self._graphs[net, x.shape] = net if rewritten is None else rewritten.graph
         return graph

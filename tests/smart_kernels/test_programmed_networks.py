@@ -10,7 +10,7 @@ from networks import MaskedConv, TwoPaths
 from programmed import example, forced, programs_of
 from torch import nn
 
-from smart_kernels import load, lowering, native, save, swap, verify
+from smart_kernels import load, lowering, model, native, save, swap, verify
 from smart_kernels.backends import BACKENDS
 from smart_kernels.modules import SparseConv2d
 
@@ -196,3 +196,15 @@ def test_one_that_is_freed_while_a_network_is_traced_leaves_no_trace_in_it():
     traced = torch.export.export(FreesOne(), (x,))
     assert not kept
     assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_function", "output"]
+
+
+def test_a_new_shape_takes_the_place_of_the_oldest_only(monkeypatch):
+    sparse = swap(TwoPaths().eval(), torch.rand(2, 1, 9, 9), backend="cpu", measure=False)
+    sparse.runs_programs = True
+    planned = []
+    rewrite = lowering.rewrite
+    monkeypatch.setattr(model, "MAX_GRAPHS", 2)
+    monkeypatch.setattr(lowering, "rewrite", lambda net, x: planned.append(len(x)) or rewrite(net, x))
+    for batch in (1, 2, 3, 2, 3, 1):
+        sparse(torch.rand(batch, 1, 9, 9))
+    assert planned == [1, 2, 3, 1]
