@@ -137,7 +137,9 @@ def check_count(name: str, value: int) -> None:
 
 
 def check_images(x: Tensor, y: Tensor) -> None:
-    """Raises ValueError unless ``x`` are images in [0, 1] and ``y`` has an integer label for each."""
+    """Raises ValueError, or TypeError for other than tensors, unless ``x`` are images in [0, 1], ``y`` their labels."""
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise TypeError(f"x is a {type(x).__name__}, y a {type(y).__name__}: give tensors, such as torch.from_numpy(x)")
     if y.shape != x.shape[:1] or y.is_floating_point():
         raise ValueError(
             f"y has dtype {y.dtype} and shape {tuple(y.shape)}: give one integer label for each of the {len(x)} images"

@@ -51,8 +51,11 @@ def save_checkpoint(
         tensors: further named tensors by group, such as the optimizer's momentum; ``"model"`` is taken.
 
     Raises:
+        TypeError: ``model`` is another network than this package makes.
         OSError: the file cannot be written.
     """
+    if not isinstance(model, SmartNet):
+        raise TypeError(f"model is a {type(model).__name__}: make it with smart.create_model or smart.convert")
     groups = {"model": _packed_state(model), **(tensors or {})}
     stored = {f"{group}.{key}": _plain(t) for group, named in groups.items() for key, t in named.items()}
     _write(path, stored, {**(extra or {}), "format": FORMAT, "model": model.spec})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
@@ -26,6 +25,8 @@ from smart.seeds import derive_seed, seeded
 from smart.stages import find_stages, stage_of_each
 from smart_kernels.coupling import Stream, find_streams
 from smart_kernels.patterns import Channel, Coupled
+from smart_kernels.protocol import is_hooked
+from smart_kernels.settle import private_copy
 
 
 class PatternWarning(UserWarning):
@@ -82,7 +83,8 @@ def convert(
         method: that the network will be trained by; those without masks take no choice of masks.
 
     Raises:
-        ValueError: no convolution to mask, a choice outside what is accepted, choices that contradict one another.
+        ValueError: no convolution to mask, a layer with hooks or a computed weight, a choice outside what is accepted,
+            choices that contradict one another.
         TypeError: ``module`` is not an ``nn.Module``.
     """
     if not isinstance(module, nn.Module):
@@ -107,6 +109,7 @@ def convert(
             f"{type(module).__name__} has {len(convs)} nn.Conv2d and filter_fn accepts none of them: "
             "give a plain network with convolutions, and a filter that returns True for some"
         )
+    _check_own_weights(module)
     names = find_stages(module) if stages is None else list(stages)
     stage = stage_of_each(module, names)
     by_stage = {name: stage[name] for name in convs if name in accepted}
@@ -116,11 +119,11 @@ def convert(
     dedicated = select_layers(plan.dedicated_layers, by_stage, len(names), "dedicated_layers")
 
     if mean is None or std is None:
-        channels = len(mean or std or ()) or next(iter(convs.values())).in_channels
+        channels = len(mean or std or ()) or next(m for m in module.modules() if isinstance(m, nn.Conv2d)).in_channels
         mean = mean if mean is not None else [0.0] * channels
         std = std if std is not None else [1.0] * channels
     how = find_method(method)
-    net = copy.deepcopy(module)
+    net = private_copy(module)
     with seeded(derive_seed(seed, method), next(net.parameters()).device):
         net = _replace_layers(net, how, chosen if how.masks else set(), stage, names)
     for name, layer in smart_convs(net).items():
@@ -136,6 +139,20 @@ def convert(
     smart = SmartNet(net, mean, std, None, str(pattern), plan.overlap, len(names), method, how.film)
     smart.training = module.training
     return smart
+
+
+def _check_own_weights(module: nn.Module) -> None:
+    """Raises ValueError where a layer would lose what it does beside its forward, when another takes its place."""
+    for name, layer in module.named_modules():
+        if type(layer) not in (nn.Conv2d, nn.BatchNorm2d):
+            continue
+        if layer.weight is not None and not isinstance(layer.weight, nn.Parameter):
+            raise ValueError(
+                f"the weight of {name} is computed before each call, as torch.nn.utils.prune and weight_norm do: make "
+                "it plain first, by torch.nn.utils.prune.remove or remove_weight_norm"
+            )
+        if is_hooked(layer):
+            raise ValueError(f"{name} has forward hooks, which the layer in its place would lack: remove them, convert")
 
 
 def _dividing(convs: Mapping[str, nn.Conv2d], plan: MaskPlan, strict: bool) -> set[str]:

@@ -54,8 +54,9 @@ def macs_at(model: nn.Module, input_shape: Sequence[int], path: Path) -> int:
 
 def _uses(model: nn.Module, input_shape: Sequence[int]) -> list[tuple[nn.Conv2d | nn.Linear, int]]:
     """Each convolution and linear layer, as often as it is called, and how often one image uses each of its weights."""
-    if len(input_shape) != 3:
-        raise ValueError(f"input_shape is {tuple(input_shape)}: give the sizes (C, H, W) of one image")
+    if isinstance(input_shape, Tensor) or len(input_shape) != 3:
+        given = "a tensor" if isinstance(input_shape, Tensor) else tuple(input_shape)
+        raise ValueError(f"input_shape is {given}: give the sizes (C, H, W) of one image")
     calls: list[tuple[nn.Conv2d | nn.Linear, int]] = []
 
     def note(layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:

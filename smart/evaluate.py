@@ -104,13 +104,18 @@ def evaluate(
         ImportError: AutoAttack is asked for and not installed.
     """
     images, labels = data.test if isinstance(data, ImageData) else data
-    if not len(images):
-        raise ValueError("there are no images to evaluate: give at least one")
+    if not len(images) or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{len(images)} images and labels {tuple(labels.shape)}: give at least one, and a label for each"
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: give at least 1")
     if step is None:
         step = eps / 4 or 1e-9
     check_settings(eps, step, 1, restarts)
+    for name, given in (("attacks", attacks), ("paths", paths)):
+        if isinstance(given, str):
+            raise TypeError(f"{name} is {given!r}: give a list, [{given!r}]")
     attacks = list(dict.fromkeys(attacks))
     for attack in attacks:
         check_attack(attack)

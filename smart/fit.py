@@ -10,9 +10,11 @@ from smart.modes import eval_mode
 
 
 def check_fit(model: SmartNet, data: ImageData) -> None:
-    """Raises ValueError, or TypeError for another kind of model, unless ``model`` can be trained on ``data``."""
+    """Raises ValueError, or TypeError for other kinds of objects, unless ``model`` can be trained on ``data``."""
     if not isinstance(model, SmartNet):
         raise TypeError(f"model is a {type(model).__name__}: make it with smart.create_model or smart.convert")
+    if not isinstance(data, ImageData):
+        raise TypeError(f"data is a {type(data).__name__}: make it with smart.load_data or smart.ImageData")
     channels = data.image_shape[0]
     if channels != model.in_channels:
         raise ValueError(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import warnings
 from pathlib import Path
 
 import torch
 
 LIBRARY = Path(__file__).with_name("_C.abi3.so")
+# Of its CPU part, which every build has.
+OPERATORS = ("cpu_isas", "cpu_cycles", "sparse_conv2d_cpu", "sparse_conv2d_affine_cpu", "program_create", "program_run")
 
 
 def _load() -> str | None:
@@ -20,6 +23,14 @@ def _load() -> str | None:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
         return f"the compiled library {LIBRARY.name} does not load: {error}"
+    lacking = [name for name in OPERATORS if not hasattr(torch.ops.smart_kernels, name)]
+    if lacking:
+        why = (
+            f"the compiled library {LIBRARY.name} is older than the package, it lacks {lacking[0]}: "
+            "run `pip install --no-build-isolation -e .` again"
+        )
+        warnings.warn(f"{why}; until then everything runs densely", RuntimeWarning, stacklevel=2)
+        return why
     return None
 
 

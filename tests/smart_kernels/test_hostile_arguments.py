@@ -150,3 +150,10 @@ def test_a_name_of_another_format_is_refused(model, images, tmp_path):
     with pytest.raises(ValueError, match="named as an ONNX file, but format is 'pt2'"):
         export(swap(model, images), images, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not NATIVE, reason="the C++ kernels are not built")
+def test_a_library_of_an_older_version_is_as_good_as_none(monkeypatch):
+    monkeypatch.setattr(native, "OPERATORS", (*native.OPERATORS, "of_the_next_version"))
+    with pytest.warns(RuntimeWarning, match="older than the package.*runs densely"):
+        assert "it lacks of_the_next_version" in native._load()
