@@ -68,6 +68,7 @@ def save(sparse: SparseModel, path: str | os.PathLike) -> None:
         "programs": sparse.runs_programs,
         "compact": sparse._compact.plan if sparse.runs_compact else None,
         "stages": sparse.stages,
+        "channels": sparse.channels,
     }
     graph_json.check_names({*modules, *(n.target for n in sparse.net.graph.nodes if n.op == "get_attr")})
     text = json.dumps(description, separators=(",", ":"))
@@ -213,6 +214,8 @@ def _build(description: Mapping[str, object], tensors: Mapping[str, Tensor], dev
         if isinstance(module, (SparseConv2d, PathAffine)):
             _place(module, description["modules"][name], stages)
     sparse.runs_programs = bool(description["programs"]) and device.type == "cpu"
+    if (channels := description.get("channels")) is not None:  # files of before inputs were checked do not say
+        sparse.channels = int(channels)
     if (plan := description.get("compact")) is not None:  # files of before there was such a thing do not say
         sparse.runs_compact = True
         sparse._compact.plan = {str(layer): backends.find(backend).name for layer, backend in plan.items()}

@@ -48,7 +48,10 @@ class SparseModel(nn.Module):
         runs_compact: whether activations are compact.
         uncaptured: why the network is not one graph but was swapped module by module; None if it is a graph.
         stages: that its layers are divided into, each of which can run on a path of its own; 0 if there are none.
+        channels: C of its inputs; None if unknown, as in files of older versions.
     """
+
+    channels: int | None = None
 
     def __init__(
         self,
@@ -87,14 +90,24 @@ class SparseModel(nn.Module):
 
         Returns:
             What the original returns.
+
+        Raises:
+            TypeError, ValueError: ``x`` or ``path`` is not as described.
         """
-        if not isinstance(x, Tensor):
-            raise TypeError(f"input is a {type(x).__name__}: a tensor (N, C, H, W) is needed")
+        self._check_input(x)
         if not isinstance(path, Tensor):
             path = paths.resolve(path, self.paths, self.stages)
         if (captured := self._captured) is not None and (key := captured.key(x, path)):
             return captured(x, path, key)
         return self._run_any(x, path)
+
+    def _check_input(self, x: Tensor) -> None:
+        # What the original checks is not in its graph, and a mean that is subtracted would make C channels of one.
+        if not isinstance(x, Tensor):
+            raise TypeError(f"input is a {type(x).__name__}: a tensor (N, C, H, W) is needed")
+        known = self.channels is not None and not torch.jit.is_tracing()
+        if known and (x.dim() != 4 or x.shape[1] != self.channels):
+            raise ValueError(f"input has shape {tuple(x.shape)}: (N, {self.channels}, H, W) is needed")
 
     def _run_any(self, x: Tensor, path: paths.Path | Tensor) -> Any:
         if not isinstance(path, Tensor):
@@ -246,6 +259,7 @@ class SparseModel(nn.Module):
             The new report.
         """
         planner = Planner(backend, strict, measure, timings)
+        self._check_input(example)
         # Programs and compact networks do not call these layers.
         ways = self.runs_programs, self.runs_compact
         self.runs_programs = self.runs_compact = False

@@ -93,6 +93,7 @@ def swap(
         original, example = original.to(dtype), example.to(dtype)
     _check_example(original, example)
     sparse = _build(original, example, planner)
+    sparse.channels = example.shape[1]
     sparse.choose_way(example, planner)
     if sparse.runs_compact:
         verify(original, sparse, example)

@@ -157,3 +157,25 @@ def test_a_library_of_an_older_version_is_as_good_as_none(monkeypatch):
     monkeypatch.setattr(native, "OPERATORS", (*native.OPERATORS, "of_the_next_version"))
     with pytest.warns(RuntimeWarning, match="older than the package.*runs densely"):
         assert "it lacks of_the_next_version" in native._load()
+
+
+class Normalised(nn.Module):
+    """Subtracts a mean, which would make two channels of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.rand(1, 2, 1, 1))
+        self.body = pruned(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+
+    def forward(self, x):
+        return self.body(x - self.mean)
+
+
+@pytest.mark.parametrize("x", [torch.rand(3, 1, 9, 9), torch.rand(2, 9, 9), torch.rand(9)], ids=["grey", "one", "row"])
+def test_inputs_that_would_be_broadcast_are_refused(images, tmp_path, x):
+    sparse = swap(Normalised().eval(), images)
+    save(sparse, tmp_path / "m.safetensors")
+    for each in (sparse, load(tmp_path / "m.safetensors")):
+        for call in (each, each.replan):
+            with pytest.raises(ValueError, match=r"input has shape .*: \(N, 2, H, W\) is needed"):
+                call(x)
