@@ -104,10 +104,10 @@ def evaluate(
         ImportError: AutoAttack is asked for and not installed.
     """
     images, labels = data.test if isinstance(data, ImageData) else data
-    if not len(images) or labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"{len(images)} images and labels {tuple(labels.shape)}: give at least one, and a label for each"
-        )
+    if not len(images):
+        raise ValueError("there are no images to evaluate: give at least one")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}: give one for each of the {len(images)} images")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: give at least 1")
     if step is None:

@@ -21,7 +21,7 @@ from smart.seeds import derive_seed
 from smart.twin import DenseTwin
 from smart_kernels.model import SparseModel
 from smart_kernels.paths import resolve
-from smart_kernels.verify import TOLERANCE, check_swapped, relative_error, run_original
+from smart_kernels.verify import TOLERANCE, relative_error, run_original
 
 # A black-box attack decides by comparing logits, query after query. One comparison that rounding turns leads it
 # elsewhere, so two attacks on the same function need not fool the same images: correct answers may differ by this share
@@ -159,7 +159,6 @@ def verify_robustness(
         VerificationError: the networks disagree; the message names path, attack and how many images.
         ValueError: no images or labels for them, images outside [0, 1], an unknown path or setting.
     """
-    check_swapped(sparse)
     if step is None:
         step = eps / 4 or 1e-9
     _check(images, labels, eps, step, steps, queries, batch)

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten
 
 from smart_kernels import paths
 from smart_kernels.model import SparseModel
+from smart_kernels.settle import unwrapped
 
 # Relative to the largest logit. Sums of some thousand products in another order, some dozen layers deep.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
@@ -37,7 +38,9 @@ def verify(model: nn.Module, sparse: SparseModel, x: Tensor, tolerance: float | 
         TypeError: ``sparse`` is no swapped network.
         VerificationError: a path's error is above the tolerance, or not a number.
     """
-    check_swapped(sparse)
+    if not hasattr(sparse, "paths"):  # what is wrapped around a swapped network may be compared too
+        check_swapped(sparse)
+    model = unwrapped(model)
     dtype, original_dtype = _dtype(sparse), _dtype(model)
     if tolerance is None:
         tolerance = max(TOLERANCE.get(each, TOLERANCE[torch.float32]) for each in (dtype, original_dtype))

@@ -54,11 +54,13 @@ def test_channels_of_images_are_those_of_the_first_convolution_of_any_kind(plain
         (lambda model: smart.pgd(model, IMAGES.numpy(), LABELS), "x is a ndarray, y a Tensor: give tensors"),
         (lambda model: smart.evaluate(model, (IMAGES, LABELS), "pgd20"), r"attacks is 'pgd20': give a list"),
         (lambda model: smart.evaluate(model, (IMAGES, LABELS), ["clean"], "adv"), r"paths is 'adv': give a list"),
-        (lambda model: smart.evaluate(model, (IMAGES, LABELS[:2])), r"4 images and labels \(2,\)"),
+        (
+            lambda model: smart.evaluate(model, (IMAGES, LABELS[:2])),
+            r"labels have shape \(2,\): give one for each of the 4",
+        ),
         (lambda model: smart.train(model, (IMAGES, LABELS)), "data is a tuple: make it with smart.load_data"),
         (lambda model: smart.macs(model, IMAGES), "input_shape is a tensor: give the sizes"),
         (lambda model: smart.save_checkpoint("x.safetensors", model.net), "model is a Sequential: make it with"),
-        (lambda model: smart.verify_robustness(model, model, IMAGES, LABELS), "a swapped network is needed"),
     ],
 )
 def test_arguments_of_another_kind_are_refused(model, call, message, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from networks import MaskedConv
+from networks import MaskedConv, TwoPaths
 from torch import nn
 
 from smart_kernels import export, load, native, pack, save, sparse_conv2d, swap, verify
@@ -42,6 +42,12 @@ def test_a_wrapped_network_is_swapped_like_what_it_wraps(model, images, wrap):
     assert sparse.uncaptured is None
     assert [row["name"] for row in sparse.report()] == ["0", "3"]
     torch.testing.assert_close(sparse(images), model(images))
+
+
+@pytest.mark.parametrize("wrap", [compiled, nn.DataParallel])
+def test_a_wrapped_network_of_two_paths_is_verified_on_both(wrap):
+    model, images = wrap(TwoPaths().eval()), torch.rand(3, 1, 9, 9)
+    assert set(verify(model, swap(model, images, measure=False), images)) == {"clean", "adv"}
 
 
 @pytest.mark.parametrize(
