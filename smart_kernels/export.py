@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from smart_kernels import paths
+from smart_kernels.backends import schedules
 from smart_kernels.exported import ABOUT, KIND, VERSION, load_exported
 from smart_kernels.files import replacing
 from smart_kernels.model import SparseModel
@@ -241,7 +242,7 @@ def _write_aoti(program: ExportedProgram, file: Path, about: str) -> None:
     with tempfile.TemporaryDirectory(prefix=".", dir=file.parent) as folder:
         package = Path(folder) / "network.pt2"  # torch insists on the suffix
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), schedules.without_tma():
                 warnings.simplefilter("ignore")  # torch deprecating its own calls
                 aoti_compile_and_package(program, package_path=str(package))
         except Exception as error:

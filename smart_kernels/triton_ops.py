@@ -199,7 +199,7 @@ def choose_schedule(
         contiguous = contiguous_channels(geometry.in_channels, geometry.weight_shape[1], block[1])
         kind = schedules.kind_of(values.element_size(), contiguous, float32_precision())
         schedule = schedules.find(gpu, layer, kind, tile)
-        if schedule.tma and not covered():
+        if schedule.tma and not (schedules.tma_allowed() and covered()):
             schedule = schedules.default(kind, tile)
     elif schedule.tma and not (verdict := covered()):
         raise ValueError(f"{schedule}: {verdict.why}; take a schedule without TMA")

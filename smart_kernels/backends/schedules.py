@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 
@@ -28,6 +30,7 @@ MANY_PIXELS = 2**20
 PROCESSORS = 132  # of a GPU that cannot be asked: an H100's
 # A program should have so many steps at least, or it is over before its pipeline is full.
 MIN_STEPS = 4
+_TMA_ALLOWED: ContextVar[bool] = ContextVar("tma_allowed", default=True)
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,21 @@ def default(kind: str, tile: int) -> Schedule:
     """The schedule of layers that nothing was measured of; arguments as for :func:`find`."""
     defaults, _ = read(FILE)
     return defaults[kind][f"{tile}"]
+
+
+def tma_allowed() -> bool:
+    """Whether schedules with TMA may be taken."""
+    return _TMA_ALLOWED.get()
+
+
+@contextmanager
+def without_tma() -> Iterator[None]:
+    """What is traced meanwhile holds no kernel in Gluon: it is an operator in Python, and some programs run without."""
+    token = _TMA_ALLOWED.set(False)
+    try:
+        yield
+    finally:
+        _TMA_ALLOWED.reset(token)
 
 
 def kind_of(itemsize: int, contiguous: int, precision: str) -> str:

@@ -10,6 +10,7 @@ from exporting import BACKENDS, PATHS, TOLERANCE, Small, in_fresh_process, needs
 from torch.utils.cpp_extension import include_paths, library_paths
 
 from smart_kernels import export, load_exported, native, swap
+from smart_kernels.backends import schedules
 from smart_kernels.verify import relative_error
 
 
@@ -78,6 +79,20 @@ def test_a_compiled_package_runs_in_cpp(package, images, tmp_path):
         assert ran.returncode == 0, ran.stderr
         y = torch.frombuffer(bytearray((tmp_path / "y").read_bytes()), dtype=torch.float32).view(4, 5)
         assert relative_error(y, sparse(images, path=path)) < TOLERANCE
+
+
+def test_packages_hold_no_kernel_that_is_an_operator_in_python(images, tmp_path, monkeypatch):
+    allowed = []
+
+    def compiler(program, package_path):
+        allowed.append(schedules.tma_allowed())
+        raise RuntimeError("enough seen")
+
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", compiler)
+    with pytest.raises(RuntimeError, match="enough seen"):
+        export(swap(Small().eval(), images), images, tmp_path / "net.pt2", format="aoti")
+    assert allowed == [False]
+    assert schedules.tma_allowed()
 
 
 def test_a_missing_compiler_is_named(images, tmp_path):

@@ -184,8 +184,12 @@ def test_it_says_what_it_does_not_cover_and_triton_runs_that(modelled, changes, 
 
 def test_a_schedule_that_was_measured_is_taken(modelled):
     modelled.setattr(schedules, "find", lambda *_: SCHEDULE)
-    modelled.setattr(block, "convolve", None)
-    assert run(schedule=None) < TOLERANCE[torch.float16]
+    with modelled.context() as patch:
+        patch.setattr(block, "convolve", None)
+        assert run(schedule=None) < TOLERANCE[torch.float16]
+    modelled.setattr(block_tma, "convolve", None)
+    with schedules.without_tma():
+        assert run(schedule=None) < TOLERANCE[torch.float16]
 
 
 def test_tensors_that_begin_anywhere_are_copied():
