@@ -2,7 +2,7 @@
 
 What :mod:`smart_kernels.kernels.block` says of tiles, items, steps and names holds here too. What differs is how a step
 reaches the tensor cores. There each thread computes the addresses of the pixels it copies; here one thread asks the TMA
-unit for a *box* of IMAGES x ROWS x COLUMNS pixels and BLOCK_IN channels an item, and for the item's block of weights.
+unit for a *box* of IMAGES x ROWS x COLUMNS pixels and BLOCK_IN channels an item, and at once for all the step's weights.
 What a box reaches beyond the tensor is read as zero, so padding needs no predicates.
 
 An output pixel's inputs at one tap are ``stride`` pixels apart, and boxes have no gaps. So the input is seen as
@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 from smart_kernels.kernels import block
 
 finish = gluon.jit(block.finish.fn)
-# Since Triton 3.8 or so it has the first name, and the second only says so.
+# Triton 3.9 calls it by the first name, 3.6 by the second.
 load_box = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 
 
