@@ -2,7 +2,7 @@
 
 What :mod:`smart_kernels.kernels.block` says of tiles, items, steps and names holds here too. What differs is how a step
 reaches the tensor cores. There each thread computes the addresses of the pixels it copies; here one thread asks the TMA
-unit for a *box* of IMAGES x ROWS x COLUMNS pixels and BLOCK_IN channels an item, and at once for all the step's weights.
+unit for a *box* of IMAGES x ROWS x COLUMNS pixels and BLOCK_IN channels an item, and once for the step's weights.
 What a box reaches beyond the tensor is read as zero, so padding needs no predicates.
 
 An output pixel's inputs at one tap are ``stride`` pixels apart, and boxes have no gaps. So the input is seen as
