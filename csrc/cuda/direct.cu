@@ -46,12 +46,6 @@ void launch(const Direct& p, cudaStream_t stream) {
   check(cudaGetLastError(), "launching the direct convolution");
 }
 
-int attribute(cudaDeviceAttr of, int device) {
-  int value = 0;
-  check(cudaDeviceGetAttribute(&value, of, device), "asking for an attribute of the device");
-  return value;
-}
-
 // Large tiles where they fill the GPU and their panel fits it, else smaller ones.
 int choose_tile(const Direct& p, int device) {
   const int processors = attribute(cudaDevAttrMultiProcessorCount, device);

@@ -47,6 +47,28 @@ struct Gpu {
                  : "memory");
   }
 
+  // What the lane so far below has; below lane 0, the lane's own.
+  __device__ __forceinline__ uint32_t shuffle_up(uint32_t value, int distance) const {
+    return __shfl_up_sync(0xffffffffu, value, distance);
+  }
+
+  // sums (16 x 8) += weights (16 x 16) * columns (16 x 8).
+  template <class Element>
+  __device__ __forceinline__ void multiply(float (&sums)[4], const Words& weights, const uint32_t (&columns)[2]) const {
+#define SMART_MULTIPLY(type)                                                                             \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                    \
+               ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                    \
+               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                              \
+               : "r"(weights.word[0]), "r"(weights.word[1]), "r"(weights.word[2]), "r"(weights.word[3]), \
+                 "r"(columns[0]), "r"(columns[1]))
+    if constexpr (std::is_same_v<Element, Half>) {
+      SMART_MULTIPLY("f16");
+    } else {
+      SMART_MULTIPLY("bf16");
+    }
+#undef SMART_MULTIPLY
+  }
+
   // sums (16 x 8) += weights (16 x 32, two kept of each four) * columns (32 x 8).
   template <class Element, int kSelector>
   __device__ __forceinline__ void multiply(float (&sums)[4], const Words& weights, const uint32_t (&columns)[4],

@@ -30,6 +30,14 @@ struct alignas(4 * kNumbers) Floats {
   float number[kNumbers];
 };
 
+SMART_DEVICE uint32_t count_bits(uint32_t word) {
+#ifdef __CUDACC__
+  return __popc(word);
+#else
+  return __builtin_popcount(word);
+#endif
+}
+
 SMART_DEVICE float float_of(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);

@@ -19,11 +19,7 @@ __global__ void __launch_bounds__(kAddThreads) add_splits(const __grid_constant_
   add_partial<Element>(Gpu(), p, shared);
 }
 
-inline int multiprocessors(int device) {
-  int count = 0;
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "counting multiprocessors");
-  return count;
-}
+inline int multiprocessors(int device) { return attribute(cudaDevAttrMultiProcessorCount, device); }
 
 // Sets `splits` and `partial`, for a launch of `tiles` thread blocks without splits. `asked` is 0 to choose. Returns
 // the memory of the partial sums, which may be given back as soon as both kernels are launched on the current stream.

@@ -12,6 +12,12 @@ inline void check(cudaError_t error, const char* what) {
   SMART_CHECK(error == cudaSuccess, what, " failed: ", cudaGetErrorString(error));
 }
 
+inline int attribute(cudaDeviceAttr of, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, of, device), "asking for an attribute of the device");
+  return value;
+}
+
 // Its function is in the part of torch that only CUDA builds have. This library must load without it, so it is looked
 // up when first needed: by then there is a CUDA tensor, and that part is loaded. Linking it would need a CUDA build of
 // torch.

@@ -1,20 +1,15 @@
 // The 2:4 convolution as operators. The body is in two_four_body.h; the operand is that of
 // smart_kernels/packing/two_four.py, which validates all indices when it is packed or loaded.
 #include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
-#include <limits>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <type_traits>
 #include <vector>
 
-#include "arguments.h"
-#include "gpu.h"
-#include "split_k_launch.h"
-#include "stream.h"
+#include "implicit_gemm_launch.h"
 #include "two_four_body.h"
 #include "wgmma_launch.h"
 
@@ -22,29 +17,8 @@ namespace smart::cuda {
 namespace {
 
 template <class Traits>
-__global__ void __launch_bounds__(Traits::kThreads) two_four(const __grid_constant__ TwoFour p) {
-  extern __shared__ __align__(128) char shared[];
-  TwoFourBody<Traits, Gpu>(Gpu(), p, shared).run();
-}
-
-template <class Traits>
-int64_t thread_blocks(const TwoFour& p) {
-  const int64_t rows = (p.slabs + Traits::kSlabs - 1) / Traits::kSlabs;
-  // The last tile of the first path's pixels may be cut short: that can make one more.
-  return ((static_cast<int64_t>(p.pixels) + Traits::kPixels - 1) / Traits::kPixels + (p.order != nullptr)) * rows;
-}
-
-template <class Traits>
-void launch(TwoFour p, int64_t splits, const Tensor& x, cudaStream_t stream) {
-  const int64_t tiles = thread_blocks<Traits>(p);
-  SMART_CHECK(tiles <= std::numeric_limits<int>::max(), tiles, " tiles are more than one launch takes");
-  const std::optional<Tensor> partial = split(&p, tiles, splits, x);
-  check(cudaFuncSetAttribute(two_four<Traits>, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::kSharedBytes),
-        "asking for shared memory");
-  const dim3 blocks(static_cast<unsigned>(tiles), p.splits);
-  two_four<Traits><<<blocks, Traits::kThreads, Traits::kSharedBytes, stream>>>(p);
-  check(cudaGetLastError(), "launching the 2:4 convolution");
-  launch_add<typename Traits::Element>(p, stream);
+void launch(const TwoFour& p, int64_t splits, const Tensor& x, cudaStream_t stream) {
+  launch_gemm<TwoFourBody, Traits>(p, Traits::kSharedBytes, splits, x, stream);
 }
 
 // Large tiles where they fill the GPU, else small ones; no taller than there are channels. So many small ones as would
@@ -77,7 +51,7 @@ void launch_tile(const TwoFour& p, int64_t tile, int64_t splits, const Tensor& x
       TwoFour with_splits = p;
       const std::optional<Tensor> partial = split(&with_splits, wgmma_tiles(p, tile - 4), splits, x);
       launch_wgmma(with_splits, std::is_same_v<Element, Brain>, tile - 4, stream);
-      return launch_add<Element>(with_splits, stream);
+      return launch_add<Element, ImplicitGemm>(with_splits, stream);
     }
     default:
       refuse("tile is ", tile, ": accepted are 0 (large), 1 (flat), 2 (small), 3 (narrow), 4 (wgmma tall), 5 (wgmma ",
@@ -93,17 +67,8 @@ struct Operand {
 
 TwoFour read(const Tensor& x, const Operand& w, const std::vector<int64_t>& geometry,
              const std::optional<Tensor>& column_runs) {
-  SMART_CHECK(geometry.size() == 13, "geometry has ", geometry.size(), " numbers: 13 are needed");
-  SMART_CHECK(
-      x.is_cuda() && x.dim() == 4 && (x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16),
-      "input has shape ", shape_of(x), ": float16 or bfloat16 (N, C, H, W) on a GPU is needed");
-  const cpu::Problem c = read_problem(x.size(0), x.size(1), x.size(2), x.size(3), geometry.data());
-  SMART_CHECK(c.groups == 1 && c.in_channels % kCopyElements == 0, "one group of input channels, a multiple of ",
-              kCopyElements, ", is needed, not ", c.groups, " of ", c.in_channels / c.groups);
   TwoFour p = {};
-  read_pixels(c, &p);
-  p.columns = narrowed(c.kernel_h * c.kernel_w * c.in_channels, "columns");
-  p.slabs = (p.out_channels + kSlabChannels - 1) / kSlabChannels;
+  read_gemm(x, geometry, &p);
   if (column_runs) {
     const int64_t paths = w.values.size(0) / p.slabs, tiles = column_runs->dim() == 3 ? column_runs->size(1) : 0;
     const int64_t runs = tiles > 0 ? column_runs->size(2) : 0;
@@ -115,12 +80,10 @@ TwoFour read(const Tensor& x, const Operand& w, const std::vector<int64_t>& geom
     p.column_runs = static_cast<const int32_t*>(column_runs->const_data_ptr());
     p.columns = static_cast<int>(runs * kRunColumns);
   }
-  p.steps = (p.columns + kStepColumns - 1) / kStepColumns;
-  p.blocks = (p.columns + kBlockColumns - 1) / kBlockColumns;
+  cut_columns(&p);
   const int64_t step = static_cast<int64_t>(kSlabChannels) * kStepColumns / 2, slabs = w.values.size(0);
   const int64_t extra = w.extra_values.size(0);
-  SMART_CHECK(0 <= w.first_slab && w.first_slab + p.slabs <= slabs, "first_slab is ", w.first_slab, ": the weight has ",
-              slabs, " slabs, of which ", p.slabs, " are a path's");
+  read_first_slab(w.first_slab, slabs, &p);
   check_kind(w.values, "values", x, x.scalar_type(), slabs * p.steps * step);
   check_kind(w.metadata, "metadata", x, ScalarType::Int, slabs * p.steps * 32);
   check_kind(w.extra_values, "extra_values", x, x.scalar_type(), extra * step);
@@ -133,59 +96,17 @@ TwoFour read(const Tensor& x, const Operand& w, const std::vector<int64_t>& geom
   p.extra_metadata = static_cast<const uint32_t*>(w.extra_metadata.const_data_ptr());
   p.extra_columns = static_cast<const uint8_t*>(w.extra_columns.const_data_ptr());
   p.extra_starts = static_cast<const int32_t*>(w.extra_starts.const_data_ptr());
-  p.first_slab = static_cast<int>(w.first_slab);
   return p;
 }
 
-const uint16_t* read_words(const Tensor& tensor, const char* name) {
-  const void* const data = tensor.const_data_ptr();
-  SMART_CHECK(is_aligned(data), name,
-              " does not begin at a multiple of 16 bytes, since it is a part of another tensor: clone() it");
-  return static_cast<const uint16_t*>(data);
-}
-
-struct Results {
-  Tensor y;
-  std::optional<Tensor> second;
-};
-
-// `affine` has second_scale, second_bias and second_relu set. Null: there is no second result.
-Results convolve(const Tensor& x, const Operand& weight, const std::vector<int64_t>& geometry,
-                 const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
-                 const std::optional<Tensor>& residual, bool relu, const std::optional<Tensor>& order,
-                 const std::optional<Tensor>& first, int64_t tile, const std::optional<Tensor>& column_runs,
-                 int64_t splits, bool with_second, const std::optional<Tensor>& second_scale,
-                 const std::optional<Tensor>& second_bias, bool second_relu) {
-  TwoFour p = read(x, weight, geometry, column_runs);
-  SMART_CHECK(order.has_value() == first.has_value(), "order and first go together: give both, or neither");
-  p.order = read_indices(order, "order", x, p.batch), p.first = read_indices(first, "first", x, 1);
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const std::vector<int64_t> shape = {p.batch, p.out_channels, p.out_height, p.out_width};
-  Results results = {empty_result(shape, x), std::nullopt};
-  const Tensor pixels = channels_last(x);
-  p.x = read_words(pixels, "input");
-  p.y = static_cast<uint16_t*>(results.y.mutable_data_ptr());
-  const auto channels = [&](const std::optional<Tensor>& tensor, const char* name) {
-    return read_channels(tensor, name, p.out_channels, p.order != nullptr, x);
-  };
-  p.scale = channels(scale, "scale"), p.bias = channels(bias, "bias");
-  p.relu = relu;
-  const std::optional<Tensor> added = read_residual(residual, results.y);
-  if (added) p.residual = read_words(*added, "residual");
-  if (with_second) {
-    results.second = empty_result(shape, x);
-    p.second = static_cast<uint16_t*>(results.second->mutable_data_ptr());
-    p.second_scale = channels(second_scale, "affine_scale");
-    p.second_bias = channels(second_bias, "affine_bias");
-    p.second_relu = second_relu;
-  }
-  if (p.pixels > 0) {
+Results run(const Tensor& x, const Operand& weight, const std::vector<int64_t>& geometry, const Finish& finish,
+            int64_t tile, const std::optional<Tensor>& column_runs, int64_t splits) {
+  return convolve(read(x, weight, geometry, column_runs), x, finish, [&](const TwoFour& p) {
     if (x.scalar_type() == ScalarType::Half)
       launch_tile<Half>(p, tile, splits, x);
     else
       launch_tile<Brain>(p, tile, splits, x);
-  }
-  return results;
+  });
 }
 
 Tensor sparse_conv2d_two_four(Tensor x, Tensor values, Tensor metadata, Tensor extra_values, Tensor extra_metadata,
@@ -195,9 +116,7 @@ Tensor sparse_conv2d_two_four(Tensor x, Tensor values, Tensor metadata, Tensor e
                               std::optional<Tensor> first, int64_t tile, std::optional<Tensor> column_runs,
                               int64_t splits) {
   const Operand w = {values, metadata, extra_values, extra_metadata, extra_columns, extra_starts, first_slab};
-  return convolve(x, w, geometry, scale, bias, residual, relu, order, first, tile, column_runs, splits, false,
-                  std::nullopt, std::nullopt, false)
-      .y;
+  return run(x, w, geometry, {scale, bias, residual, relu, order, first, nullptr}, tile, column_runs, splits).y;
 }
 
 // Also returns relu(y * affine_scale + affine_bias).
@@ -208,8 +127,9 @@ std::tuple<Tensor, Tensor> sparse_conv2d_affine_two_four(
     std::optional<Tensor> first, Tensor affine_scale, Tensor affine_bias, bool affine_relu, int64_t tile,
     std::optional<Tensor> column_runs, int64_t splits) {
   const Operand w = {values, metadata, extra_values, extra_metadata, extra_columns, extra_starts, first_slab};
-  Results results = convolve(x, w, geometry, scale, bias, residual, relu, order, first, tile, column_runs, splits, true,
-                             affine_scale, affine_bias, affine_relu);
+  const Affine affine = {affine_scale, affine_bias, affine_relu};
+  Results results =
+      run(x, w, geometry, {scale, bias, residual, relu, order, first, &affine}, tile, column_runs, splits);
   return {results.y, *results.second};
 }
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from smart_kernels.backends.base import Affine, Backend, Run, SampleRun, Verdict
+from smart_kernels.backends.bitmap import BitmapBackend
 from smart_kernels.backends.channels import ChannelsBackend
 from smart_kernels.backends.cpu import CpuBackend
 from smart_kernels.backends.cuda import CudaBackend
@@ -25,6 +26,7 @@ BACKENDS: dict[str, Backend] = {
         TritonBackend(),
         CudaBackend(),
         WgmmaBackend(),
+        BitmapBackend(),
         DirectBackend(),
         CpuBackend(),
         DenseBackend(),

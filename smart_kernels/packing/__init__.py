@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from smart_kernels.packing.base import PackedWeight, check_masked_weight
+from smart_kernels.packing.bitmap import BitmapWeight
 from smart_kernels.packing.block import BlockWeight
 from smart_kernels.packing.channels import ChannelWeight
 from smart_kernels.packing.dense import DenseWeight
@@ -14,11 +15,13 @@ from smart_kernels.packing.two_four import TwoFourWeight
 from smart_kernels.packing.unstructured import UnstructuredWeight
 
 FORMATS: dict[str, type[PackedWeight]] = {
-    cls.format: cls for cls in (UnstructuredWeight, BlockWeight, TwoFourWeight, ChannelWeight, DenseWeight)
+    cls.format: cls
+    for cls in (UnstructuredWeight, BlockWeight, TwoFourWeight, BitmapWeight, ChannelWeight, DenseWeight)
 }
 
 __all__ = [
     "FORMATS",
+    "BitmapWeight",
     "BlockWeight",
     "ChannelWeight",
     "DenseWeight",
@@ -36,7 +39,7 @@ def pack(weight: Tensor, masks: Mapping[str, Tensor], format: str = "auto", grou
         weight: (K, C/groups, R, S), floating point, finite where a mask keeps it.
         masks: for one or two paths, the bool mask (K, C/groups, R, S) of the weights it keeps.
         format: a name in ``FORMATS``; ``"auto"`` takes the one that needs the fewest bytes, of those with kernels for
-            the weight's device.
+            the weight's device and dtype.
         groups: of the convolution.
 
     Raises:
@@ -44,7 +47,7 @@ def pack(weight: Tensor, masks: Mapping[str, Tensor], format: str = "auto", grou
     """
     check_masked_weight(weight, masks)
     if format == "auto":
-        formats = [cls for cls in FORMATS.values() if cls.kernels_on in (None, weight.device.type)]
+        formats = [cls for cls in FORMATS.values() if cls.has_kernels(weight.device, weight.dtype, groups)]
         return min((cls.of(weight, masks, groups) for cls in formats), key=lambda packed: packed.nbytes)
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}: accepted are 'auto', {', '.join(map(repr, FORMATS))}")

@@ -19,6 +19,7 @@ class PackedWeight(nn.Module, ABC):
     Attributes:
         format: the name ``pack(format=...)`` takes.
         kernels_on: the only type of device that has kernels for it; None if all have some.
+        kernel_dtypes: the only types of weights that these kernels take; None if all.
         shape: (K, C/groups, R, S).
         paths: names of the paths, in the order of the masks given.
         disabled: whether corrupt data was loaded into it, in formats whose kernels could not bear that.
@@ -26,6 +27,7 @@ class PackedWeight(nn.Module, ABC):
 
     format: ClassVar[str]
     kernels_on: ClassVar[str | None] = None
+    kernel_dtypes: ClassVar[tuple[torch.dtype, ...] | None] = None
     disabled: bool = False
 
     def __init__(self, shape: tuple[int, ...], paths: tuple[str, ...]) -> None:
@@ -42,6 +44,11 @@ class PackedWeight(nn.Module, ABC):
             ValueError, TypeError: it cannot be packed.
         """
         return cls(weight, masks)
+
+    @classmethod
+    def has_kernels(cls, device: torch.device, dtype: torch.dtype, groups: int = 1) -> bool:
+        """Whether kernels read this format there, for convolutions of so many groups with weights of this type."""
+        return cls.kernels_on in (None, device.type) and (cls.kernel_dtypes is None or dtype in cls.kernel_dtypes)
 
     @abstractmethod
     def dense(self, path: str | float) -> Tensor:

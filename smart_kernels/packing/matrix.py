@@ -41,6 +41,7 @@ class MatrixWeight(PackedWeight):
     """
 
     kernels_on = "cuda"
+    kernel_dtypes = (torch.float16, torch.bfloat16)
     values: Tensor
 
     def __init__(self, shape: tuple[int, ...], masks: Mapping[str, Tensor], groups: int = 1) -> None:

@@ -1,9 +1,9 @@
 // A GPU for kernel bodies compiled with g++: every thread of a thread block is a fiber, and warps run in lockstep at
 // collective instructions. Written from the PTX manual alone, so that it may disagree with the kernels.
 //
-// It is strict where hardware is lenient: a copy arrives as late as it may, when its thread waits for it; fibers run in
-// the order asked for, forwards or backwards, so that a missing barrier changes results; metadata that do not ascend,
-// misaligned addresses and copies beyond shared memory stop the program.
+// It is strict where hardware is lenient: a copy arrives as late as it may, when its thread waits for it; warps run as
+// far ahead of others as barriers let them, in the order asked for, forwards or backwards, so that a missing barrier
+// changes results; metadata that do not ascend, misaligned addresses and copies beyond shared memory stop the program.
 #pragma once
 
 #include <ucontext.h>
@@ -50,11 +50,13 @@ class ThreadBlock {
     for (size_t i = 0; i < fibers.size(); ++i) prepare(static_cast<int>(i));
     for (size_t left = fibers.size(); left > 0;) {
       const size_t before = events;
-      for (size_t i = 0; i < fibers.size(); ++i) {
-        current = static_cast<int>(backwards ? fibers.size() - 1 - i : i);
-        if (fibers[current].done) continue;
-        swapcontext(&scheduler, &fibers[current].context);
-        if (fibers[current].done) --left, ++events;
+      for (size_t i = 0; i < warps.size(); ++i) {
+        // As far as the warp gets: nothing but barriers keeps it from running ahead of others.
+        size_t start;
+        do {
+          start = events;
+          left -= resume(static_cast<int>(backwards ? warps.size() - 1 - i : i));
+        } while (events != start);
       }
       require(events != before, "threads wait for each other forever: not all reach the same barrier");
     }
@@ -109,6 +111,18 @@ class ThreadBlock {
   size_t events = 0;
 
  private:
+  // Lets each thread of a warp run until it waits for others; returns how many have ended.
+  int resume(int warp) {
+    int ended = 0;
+    for (int lane = 0; lane < 32; ++lane) {
+      current = warp * 32 + (backwards ? 31 - lane : lane);
+      if (fibers[current].done) continue;
+      swapcontext(&scheduler, &fibers[current].context);
+      if (fibers[current].done) ++ended, ++events;
+    }
+    return ended;
+  }
+
   void prepare(int thread) {
     Fiber& fiber = fibers[thread];
     getcontext(&fiber.context);
@@ -182,6 +196,35 @@ class EmulatedGpu {
     for (int j = 0; j < 4; ++j) std::memcpy(&to[j], warp.rows[turn][8 * j + lane() / 4] + lane() % 4 * 4, 4);
   }
 
+  uint32_t shuffle_up(uint32_t value, int distance) const {
+    ThreadBlock::Warp& warp = of.warps[index / 32];
+    const int turn = warp.meeting.turn % 2;
+    warp.registers[turn][lane()][0] = value;
+    of.meet(warp.meeting, 32);
+    return warp.registers[turn][lane() < distance ? lane() : lane() - distance][0];
+  }
+
+  // mma.m16n8k16, of dense weights.
+  template <class Element>
+  void multiply(float (&sums)[4], const Words& weights, const uint32_t (&columns)[2]) const {
+    ThreadBlock::Warp& warp = of.warps[index / 32];
+    const int turn = warp.meeting.turn % 2;
+    uint32_t* mine = warp.registers[turn][lane()];
+    for (int j = 0; j < 4; ++j) mine[j] = weights.word[j];
+    for (int j = 0; j < 2; ++j) mine[4 + j] = columns[j];
+    of.meet(warp.meeting, 32);
+    const auto& all = warp.registers[turn];
+    for (int c = 0; c < 4; ++c) {
+      const int row = row_of_sum(c), column = column_of_sum(c);
+      double sum = sums[c];
+      for (int depth = 0; depth < 16; ++depth) {
+        sum += static_cast<double>(Element::widen(weight(all, row, depth))) * Element::widen(input(all, depth, column));
+      }
+      sums[c] = static_cast<float>(sum);
+    }
+  }
+
+  // mma.sp.m16n8k32, of weights of which two of each four are kept.
   template <class Element, int kSelector>
   void multiply(float (&sums)[4], const Words& weights, const uint32_t (&columns)[4], uint32_t metadata) const {
     ThreadBlock::Warp& warp = of.warps[index / 32];
@@ -191,9 +234,8 @@ class EmulatedGpu {
     mine[8] = metadata;
     of.meet(warp.meeting, 32);
     const auto& all = warp.registers[turn];
-    // c0 and c1 are row `group`, c2 and c3 row `group` + 8, of columns 2 t and 2 t + 1.
     for (int c = 0; c < 4; ++c) {
-      const int row = lane() / 4 + (c >= 2 ? 8 : 0), column = lane() % 4 * 2 + c % 2;
+      const int row = row_of_sum(c), column = column_of_sum(c);
       double sum = sums[c];
       for (int slot = 0; slot < 16; ++slot) {
         const int depth = slot / 2 * 4 + position<kSelector>(all, row, slot);
@@ -208,10 +250,14 @@ class EmulatedGpu {
 
   int lane() const { return index % 32; }
 
+  // c0 and c1 are row `group`, c2 and c3 row `group` + 8, of columns 2 t and 2 t + 1.
+  int row_of_sum(int c) const { return lane() / 4 + (c >= 2 ? 8 : 0); }
+  int column_of_sum(int c) const { return lane() % 4 * 2 + c % 2; }
+
   static uint16_t half_of(uint32_t word, int half) { return static_cast<uint16_t>(word >> 16 * half); }
 
-  // Element `slot` of the 16 that a row keeps: a[i] of a lane has slots 2 t + i % 2, plus 8 for i >= 4, and rows
-  // `group` for i of 0, 1, 4, 5.
+  // Element `slot` of the 16 that a row has, or keeps of 32: a[i] of a lane has slots 2 t + i % 2, plus 8 for i >= 4,
+  // and rows `group` for i of 0, 1, 4, 5.
   static uint16_t weight(const Registers& all, int row, int slot) {
     const int from = row % 8 * 4 + slot % 8 / 2;
     const int i = (slot >= 8 ? 4 : 0) + (row >= 8 ? 2 : 0) + slot % 2;

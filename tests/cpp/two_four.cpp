@@ -1,22 +1,13 @@
 // The 2:4 kernel on an emulated GPU, for tests/smart_kernels/test_emulated_kernels.py to load with ctypes.
 #include "cuda/two_four_body.h"
-#include "emulated_split_k.h"
+#include "emulated_gemm.h"
 
 namespace smart::cuda {
 namespace {
 
 template <class Traits>
 void launch(const TwoFour& p, bool backwards) {
-  const int tiles = (p.slabs + Traits::kSlabs - 1) / Traits::kSlabs;
-  const int blocks = ((p.pixels + Traits::kPixels - 1) / Traits::kPixels + (p.order != nullptr)) * tiles;
-  for (int i = 0; i < blocks * p.splits; ++i) {
-    ThreadBlock threads(Traits::kThreads, i % blocks, Traits::kSharedBytes, backwards, i / blocks);
-    threads.run([&](int thread) {
-      const EmulatedGpu device(threads, thread);
-      TwoFourBody<Traits, EmulatedGpu>(device, p, threads.shared()).run();
-    });
-  }
-  if (p.splits > 1) add_all_splits<typename Traits::Element>(p, backwards);
+  launch_gemm<TwoFourBody, Traits>(p, Traits::kSharedBytes, backwards);
 }
 
 template <class Element>

@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from emulated import emulated_hopper, emulated_library, run
+from emulated import emulated_hopper, emulated_library, run, run_bitmap
 from emulated_direct import run_direct
 from exact import integers, layer, reference
 from gpu_cases import DIRECT_CASES, HOPPER_CASES, TWO_FOUR_CASES
 
-from smart_kernels import direct_ops, two_four_ops
-from smart_kernels.backends.cuda import as_computed, pad_channels
-from smart_kernels.packing import PackedWeight, TwoFourWeight, UnstructuredWeight
+from smart_kernels import bitmap_ops, direct_ops, two_four_ops
+from smart_kernels.backends.tensor_cores import as_computed, pad_channels
+from smart_kernels.packing import BitmapWeight, PackedWeight, TwoFourWeight, UnstructuredWeight
 
 
 class Kernel(NamedTuple):
@@ -37,6 +37,11 @@ def two_four(x, packed, geometry, path, tile, **others):
     return run(emulated_library(), x, operand, geometry, tile, column_runs=runs, **others)
 
 
+def bitmap(x, packed, geometry, path, tile, **others):
+    x, geometry = pad_channels(x, packed.channels), as_computed(geometry)
+    return run_bitmap(x, packed.operand(path), geometry, tile, **others)
+
+
 def hopper(x, packed, geometry, path, tile, **others):
     """``eager``: bulk copies arrive at once, not when they are waited for."""
     return run(emulated_hopper(), x, packed.operand(path), geometry, tile, **others)
@@ -48,10 +53,12 @@ def direct(x, packed, geometry, path, tile, **others):
     return run_direct(x, *weight, geometry, packed.slab_channels, packed.segment_range(path), tile, **others)
 
 
+BITMAP_CASES = {name: case for name, case in TWO_FOUR_CASES.items() if "groups" not in case[2]}
 HALVES = (torch.float16, torch.bfloat16)
 KERNELS = {
     "2:4": Kernel(two_four, TwoFourWeight, HALVES, two_four_ops.TILES, TWO_FOUR_CASES),
     "2:4 on Hopper": Kernel(hopper, TwoFourWeight, HALVES, two_four_ops.WGMMA_TILES, HOPPER_CASES),
+    "bitmap": Kernel(bitmap, BitmapWeight, HALVES, bitmap_ops.TILES, BITMAP_CASES),
     "direct": Kernel(direct, UnstructuredWeight, (torch.float32,), direct_ops.TILES, DIRECT_CASES),
 }
 

@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from emulated import emulated_hopper, emulated_library, run
+from emulated import emulated_hopper, emulated_library, run, run_bitmap
 from emulated_direct import run_direct
 
-from smart_kernels import direct_ops, native, two_four_ops
+from smart_kernels import bitmap_ops, direct_ops, native, two_four_ops
 from smart_kernels.backends.gpu import GpuBackend
 from smart_kernels.backends.wgmma import WgmmaBackend
 from smart_kernels.geometry import Geometry
+from smart_kernels.packing import bitmap
 from smart_kernels.packing.two_four import Operand
 
 # Both are there or neither: one library has them.
@@ -31,6 +32,11 @@ def tiles_run() -> Iterator[list[str]]:
         library = emulated_hopper() if names[-1] in two_four_ops.WGMMA_TILES else emulated_library()
         return run(library, x, operand, Geometry.of_numbers(geometry), names[-1], splits=splits or 1, **others)
 
+    def of_bitmap(x, geometry, tile=-1, splits=0, **others):
+        operand = bitmap.Operand(*(others.pop(name) for name in bitmap.Operand._fields))
+        names.append("small" if tile < 0 else bitmap_ops.TILES[tile])
+        return run_bitmap(x, operand, Geometry.of_numbers(geometry), names[-1], splits=splits or 1, **others)
+
     def direct(x, values, codes, segments, geometry, slab_channels, first_segment, last_segment, tile=-1, **others):
         names.append("small" if tile < 0 else direct_ops.TILES[tile])
         geometry, segment_range = Geometry.of_numbers(geometry), (first_segment, last_segment)
@@ -38,6 +44,7 @@ def tiles_run() -> Iterator[list[str]]:
 
     library = torch.library.Library("smart_kernels", "IMPL", "CPU")
     answer(library, "two_four", two_four)
+    answer(library, "bitmap", of_bitmap)
     answer(library, "direct", direct)
     yield names
     library._destroy()

@@ -9,7 +9,7 @@ from exact import integers, layer
 from networks import TwoPaths
 from torch._subclasses import FakeTensorMode
 
-from smart_kernels import direct_ops, native, swap, two_four_ops, verify
+from smart_kernels import bitmap_ops, direct_ops, native, swap, two_four_ops, verify
 from smart_kernels.backends import BACKENDS, Affine, Backend
 from smart_kernels.packing import FORMATS
 from smart_kernels.paths import Samples
@@ -34,11 +34,13 @@ class Case(NamedTuple):
 CASES = {
     "direct": Case(BACKENDS["direct"], torch.float32, "direct"),
     "cuda": Case(BACKENDS["cuda"], torch.float16, "two_four"),
+    "bitmap": Case(BACKENDS["bitmap"], torch.float16, "bitmap"),
     "wgmma": Case(BACKENDS["wgmma"], torch.float16, "two_four"),
 }
 # Tiles by their number; of the 2:4 kernel also with splits.
 OF_SAMPLES = [("direct", tile) for tile in range(len(direct_ops.TILES))]
 OF_SAMPLES += [("cuda", two_four_ops.Schedule(tile, 1 + tile % 3)) for tile in range(len(two_four_ops.TILES))]
+OF_SAMPLES += [("bitmap", two_four_ops.Schedule(tile, 1 + tile % 3)) for tile in range(len(bitmap_ops.TILES))]
 
 
 @pytest.fixture(params=CASES)
@@ -108,7 +110,7 @@ def test_a_corrupt_weight_never_runs(tiles_run, case):
     packed, geometry = case.problem()
     good = {name: tensor.clone() for name, tensor in packed.state_dict().items()}
     run = case.backend.bind(packed, geometry, "clean", None, None, False)
-    name = "codes" if "codes" in good else "extra_columns"
+    name = next(name for name in ("codes", "extra_columns", "bits") if name in good)
     outside = torch.full_like(good[name], torch.iinfo(good[name].dtype).max)
     with pytest.raises(ValueError, match="corrupt"):
         packed.load_state_dict({**good, name: outside})
@@ -138,7 +140,7 @@ def test_without_a_gpu_it_says_why(case):
 
 
 @needs_operators
-@pytest.mark.parametrize("name", ["direct", "cuda"])
+@pytest.mark.parametrize("name", ["direct", "cuda", "bitmap"])
 def test_a_swapped_network_runs_on_it(tiles_run, on_any_device, name):
     """All the way from the planner, as on a GPU; layers it cannot run stay dense."""
     dtype = CASES[name].dtype

@@ -16,6 +16,7 @@ def by_name(kernel, *others):
 
 TILES = [by_name(name, tile) for name, kernel in KERNELS.items() for tile in kernel.tiles]
 SPLIT = [by_name(name, tile) for name in ("2:4", "2:4 on Hopper") for tile in KERNELS[name].tiles]
+SPLIT += [by_name("bitmap", tile) for tile in ("tall", "small")]
 DTYPES = [by_name(name, dtype) for name, kernel in KERNELS.items() for dtype in kernel.dtypes]
 
 

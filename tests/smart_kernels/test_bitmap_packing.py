@@ -1,0 +1,186 @@
+"""The bitmap format: exactness against a model of the instruction, bytes, and corrupt or hostile states."""
+
+import pytest
+import torch
+from corrupt import check_refused
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mma import operand
+
+from smart_kernels import pack
+from smart_kernels.packing import BitmapWeight, TwoFourWeight
+
+
+def problem(shape, densities=(0.2, 0.2), dtype=torch.float16):
+    weight = torch.randn(shape).to(dtype)
+    return weight, {name: torch.rand(shape) < d for name, d in zip(("clean", "adv"), densities, strict=True)}
+
+
+def as_instructions_see_it(packed, path):
+    """(K, C, R, S) float64, put together from the model of the instruction: chunk by chunk, each lane reading on."""
+    k, c, r, s = packed.shape
+    weight = packed.operand(path)
+    channels = -(-c // 8) * 8
+    matrix = torch.zeros(packed.slabs * 32, packed.blocks * 128, dtype=torch.float64)
+    for slab in range(packed.slabs):
+        for block in range(packed.blocks):
+            chunk = (weight.first_slab + slab) * packed.blocks + block
+            registers = torch.zeros(4, 4, 32, 8, dtype=weight.values.dtype)  # [step][matrix][lane][element]
+            at = int(weight.starts[chunk])
+            assert at % 8 == 0
+            for lane in range(32):
+                for step in range(4):
+                    word = int(weight.bits[chunk, lane, step]) & 0xFFFFFFFF
+                    for bit in range(32):
+                        if word >> bit & 1:
+                            registers[step, bit // 8, lane, bit % 8] = weight.values[at]
+                            at += 1
+            assert at <= int(weight.starts[chunk + 1]) < at + 8
+            for step in range(4):
+                for m in range(4):
+                    row, column = 32 * slab + m // 2 * 16, 128 * block + 32 * step + m % 2 * 16
+                    matrix[row : row + 16, column : column + 16] = operand(registers[step, m])
+    assert not matrix[k:].any() and not matrix[:, r * s * channels :].any()
+    return matrix[:k, : r * s * channels].reshape(k, r, s, channels)[..., :c].permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "densities"),
+    [
+        ((32, 16, 3, 3), (0.2, 0.2)),
+        ((40, 20, 1, 3), (0.2, 0.5)),
+        ((33, 136, 1, 1), (0.3, 0.2)),
+        ((3, 5, 2, 3), (1.0, 0.0)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_instructions_fed_what_lanes_decode_see_the_masked_weight(shape, densities, dtype):
+    weight, masks = problem(shape, densities, dtype)
+    packed = BitmapWeight(weight, masks)
+    for path, mask in masks.items():
+        assert torch.equal(as_instructions_see_it(packed, path), (weight * mask).double())
+
+
+def test_instructions_see_the_mix_of_a_lambda():
+    packed = BitmapWeight(*problem((20, 24, 3, 3)))
+    assert torch.equal(as_instructions_see_it(packed, 0.25), packed.dense(0.25).double())
+
+
+@settings(max_examples=20)
+@given(
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.sampled_from([(1, 1), (3, 3), (2, 5)]),
+    st.tuples(*[st.sampled_from([0.0, 0.2, 0.6, 1.0])] * 2),
+    st.sampled_from([torch.float16, torch.bfloat16]),
+)
+def test_any_mask_comes_back_bit_for_bit(k, c, kernel, densities, dtype):
+    weight, masks = problem((k, c, *kernel), densities, dtype)
+    weight[:: max(1, k // 3)] *= 0  # zeros that masks keep, negative ones too
+    weight[~(masks["clean"] | masks["adv"])] = float("nan")  # of no concern
+    packed = BitmapWeight(weight, masks)
+    packed.validate()
+    for path, mask in masks.items():
+        assert torch.equal(packed.dense(path), torch.where(mask, weight, 0))
+        assert not torch.signbit(packed.dense(path)[~mask | (weight == 0)]).any()
+        assert torch.equal(packed.mask(path), mask)
+    again = BitmapWeight(*packed.unpack())
+    assert all(torch.equal(a, b) for a, b in zip(packed.buffers(), again.buffers(), strict=True))
+
+
+def test_a_fifth_takes_a_quarter_of_dense_copies():
+    """The values kept and a bit a weight, beside where chunks begin and what fills them up to multiples of eight."""
+    weight, masks = problem((128, 128, 3, 3))
+    packed = BitmapWeight(weight, masks)
+    kept = sum(int(mask.sum()) for mask in masks.values()) / (2 * weight.numel())
+    share = packed.nbytes / (2 * 2 * weight.numel())
+    assert kept + 1 / 16 < share < (kept + 1 / 16) * 1.02 < 0.28
+    assert packed.nbytes < 0.4 * TwoFourWeight(weight, masks).nbytes
+
+
+def test_equal_masks_are_held_once():
+    weight, masks = problem((64, 64, 3, 3))
+    masks["adv"] = masks["clean"].clone()
+    packed = BitmapWeight(weight, masks)
+    assert packed.nbytes == BitmapWeight(weight, {"clean": masks["clean"]}).nbytes
+    assert torch.equal(packed.dense("adv"), weight.where(masks["adv"], 0))
+
+
+def test_the_largest_chunk_is_that_of_both_paths():
+    weight, masks = problem((64, 128, 1, 1), (0.1, 0.9))
+    largest = max(int(part.sum()) for part in masks["adv"].split(32))
+    assert BitmapWeight(weight, masks).largest == -(-largest // 8) * 8
+    assert BitmapWeight(weight, dict.fromkeys(masks, torch.zeros_like(masks["adv"]))).largest == 0
+
+
+def test_auto_takes_it_only_where_kernels_run_it():
+    weight, masks = problem((64, 64, 3, 3))
+    assert pack(weight, masks).format != "bitmap"
+    cuda = torch.device("cuda")
+    assert BitmapWeight.has_kernels(cuda, torch.float16) and BitmapWeight.has_kernels(cuda, torch.bfloat16)
+    assert not BitmapWeight.has_kernels(cuda, torch.float32)
+
+
+def test_mixed_weights_are_kept_for_a_few_lambdas_only():
+    packed = BitmapWeight(*problem((8, 8, 3, 3)))
+    assert packed.operand(0.5).values is packed.operand(0.5).values
+    for i in range(1, 8):
+        packed.operand(i / 8)
+    assert len(packed._mixes) <= 4
+    packed.load_state_dict({name: value.clone() for name, value in packed.state_dict().items()})
+    assert not packed._mixes
+
+
+def at(name, index, change):
+    def corrupt(state):
+        state[name][index] = change(state[name][index])
+
+    return corrupt
+
+
+def move_bits(state):
+    """All of the first chunk's last step, which its columns do not reach, and as many out of another."""
+    state["bits"][0, 0, 3], state["bits"][0, 0, 0] = state["bits"][0, 0, 0].clone(), 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (at("bits", (0, 0, 0), lambda word: word ^ -1), "do not begin where"),
+        (at("starts", 0, lambda _: 8), "do not begin where"),
+        (at("starts", 1, lambda start: start + 8), "do not begin where"),
+        (at("starts", -1, lambda _: 2**31 - 1), "do not begin where"),
+        (at("starts", -2, lambda _: -(2**31)), "do not begin where"),
+        (move_bits, "channels that there are not"),
+    ],
+)
+def test_corrupt_states_are_refused_and_never_run(change, message):
+    packed = BitmapWeight(*problem((40, 72, 1, 1), (0.6, 0.6)))
+    before = check_refused(packed, change, message)
+    assert not packed.bits.any() and not packed.starts.any()
+    packed.load_state_dict(before.state_dict())
+    assert not packed.disabled
+    assert torch.equal(packed.dense("adv"), before.dense("adv"))
+
+
+def test_chunks_that_exceed_what_a_kernel_has_room_for_are_refused():
+    """They may come in a valid state of as many values in all."""
+    masks = [torch.zeros(64, 128, 1, 1, dtype=torch.bool) for _ in range(2)]
+    masks[0][:, :64] = True
+    masks[1][:32] = True
+    even, uneven = (BitmapWeight(torch.ones(64, 128, 1, 1).half(), {"clean": mask}) for mask in masks)
+    with pytest.raises(ValueError, match="a chunk of 4096 values exceeds the 2048"):
+        even.check_state(uneven.state_dict())
+    uneven.load_state_dict(even.state_dict())
+    assert torch.equal(uneven.mask("clean"), masks[0])
+
+
+@pytest.mark.parametrize("name", ["values", "bits", "starts"])
+def test_buffers_of_other_shapes_or_dtypes_are_refused(name):
+    packed = BitmapWeight(*problem((40, 20, 3, 3)))
+    with pytest.raises(ValueError, match="has shape"):
+        packed.check_state({name: packed.state_dict()[name][:-1].clone()})
+    if name != "values":
+        with pytest.raises(ValueError, match="int32 is needed"):
+            packed.check_state({name: packed.state_dict()[name].to(torch.int64)})
