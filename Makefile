@@ -54,7 +54,7 @@ sanitize: $(READY)  ## Tests the C++ kernels under the address and undefined-beh
 sanitize-gpu: $(READY)  ## Tests the CUDA kernels under compute-sanitizer; needs a GPU
 	for tool in memcheck racecheck; do \
 	  compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -p no:cacheprovider \
-	    tests/gpu/test_sparse_tensor_cores.py tests/gpu/test_direct_convolution.py || exit 1; done
+	    tests/gpu/test_sparse_tensor_cores.py tests/gpu/test_bitmaps.py tests/gpu/test_direct_convolution.py || exit 1; done
 
 clean:  ## Removes builds, caches and runs; keeps $(VENV)
 	rm -rf build *.egg-info smart_kernels/*.so runs .pytest_cache .ruff_cache .hypothesis .benchmarks $(READY)

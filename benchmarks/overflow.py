@@ -2,8 +2,9 @@
 
 Without arguments for random masks of several densities on a layer of ResNet-34; with checkpoints, for the masks that
 training left in each: ``python -m benchmarks.overflow runs/mine/best.safetensors``. Steps and bytes are those of both
-paths, against the steps of 2:4 alone and two dense copies in float16. The last column is the overflow if input channels
-were put in the order that a greedy search finds, which a network could fold into the layer before.
+paths, against the steps of 2:4 alone and two dense copies in float16; bytes also those of the bitmap format. The last
+column is the overflow if input channels were put in the order that a greedy search finds, which a network could fold
+into the layer before.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from smart.checkpoint import load_checkpoint
-from smart_kernels.packing import TwoFourWeight
+from smart_kernels.packing import BitmapWeight, TwoFourWeight
 from smart_kernels.packing.fragments import GROUP, KEPT
 
 SHAPE = (128, 128, 3, 3)
 DENSITIES = (0.1, 0.2, 0.3, 0.4, 0.5)
-HEADER = "| masks | weights | kept | overflow of weights | of kept | steps | bytes | overflow, reordered |"
+HEADER = "| masks | weights | kept | overflow of weights | of kept | steps | bytes | as bitmaps | overflow, reordered |"
 
 
 def channel_order(masks: Mapping[str, Tensor]) -> Tensor:
@@ -56,16 +57,19 @@ def overflow_of(masks: Mapping[str, Tensor]) -> int:
 
 def measure(layers: list[Mapping[str, Tensor]]) -> dict[str, float]:
     """Sums over layers, each given by the masks of its paths."""
-    sums = dict.fromkeys(("weights", "kept", "overflow", "steps", "regular", "bytes", "dense_bytes", "reordered"), 0)
+    names = ("weights", "kept", "overflow", "steps", "regular", "bytes", "bitmap_bytes", "dense_bytes", "reordered")
+    sums = dict.fromkeys(names, 0)
     for masks in layers:
         first = next(iter(masks.values()))
-        packed = TwoFourWeight(torch.ones(first.shape, dtype=torch.float16), masks)
+        weight = torch.ones(first.shape, dtype=torch.float16)
+        packed = TwoFourWeight(weight, masks)
         sums["weights"] += first.numel() * len(masks)
         sums["kept"] += sum(int(mask.sum()) for mask in masks.values())
         sums["overflow"] += sum(packed.overflow(path) for path in masks)
         sums["regular"] += packed.slabs * packed.steps * len(masks)
         sums["steps"] += packed.slabs * packed.steps * len(masks) + sum(packed.extra_steps(path) for path in masks)
         sums["bytes"] += packed.nbytes
+        sums["bitmap_bytes"] += BitmapWeight(weight, masks).nbytes
         sums["dense_bytes"] += 2 * first.numel() * len(masks)
         order = channel_order(masks)
         sums["reordered"] += overflow_of({path: mask[:, order] for path, mask in masks.items()})
@@ -82,6 +86,7 @@ def line(name: str, sums: Mapping[str, float]) -> str:
         f"{sums['overflow'] / max(1, sums['kept']):.1%}",
         f"{sums['steps'] / sums['regular']:.2f}",
         f"{sums['bytes'] / sums['dense_bytes']:.3f}",
+        f"{sums['bitmap_bytes'] / sums['dense_bytes']:.3f}",
         f"{sums['reordered'] / sums['weights']:.2%}",
     )
     return f"| {' | '.join(map(str, cells))} |"

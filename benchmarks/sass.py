@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
-from smart_kernels import direct_ops, native, two_four_ops
+from smart_kernels import bitmap_ops, direct_ops, native, two_four_ops
 
 # As SASS spells them: sparse tensor cores, copies into shared memory beside other work, matrices loaded from there;
-# multiplications of float32, and their operands from shared memory, four or fewer at once; Hopper's own sparse tensor
-# cores, and its copies of tensors and of bytes.
+# multiplications of float32, and their operands from shared memory, four or fewer at once; values of bitmaps from
+# there, one by one; Hopper's own sparse tensor cores, and its copies of tensors and of bytes.
 INSTRUCTIONS = {
     "HMMA.SP": r"\bHMMA\.SP",
     "HMMA": r"\bHMMA\.(?!SP)",
@@ -30,6 +30,7 @@ INSTRUCTIONS = {
     "LDSM": r"\bLDSM",
     "FFMA": r"\bFFMA\b",
     "LDS.128": r"\bLDS(\.U)?\.128",
+    "LDS.U16": r"\bLDS\.U16",
     "HGMMA.SP": r"\bHGMMA\.SP",
     "UTMALDG": r"\bUTMALDG",
     "UBLKCP": r"\bUBLKCP",
@@ -38,6 +39,15 @@ INSTRUCTIONS = {
 TILES = {(2, 64, 2, 2): "large", (2, 32, 1, 4): "flat", (1, 32, 2, 2): "small", (1, 32, 1, 4): "narrow"}
 # Those of csrc/cuda/wgmma.h: warpgroups that multiply, stages.
 WGMMA_TILES = {(2, 3): "wgmma tall", (1, 2): "wgmma twin"}
+# Those of csrc/cuda/bitmap.h: pixels of a warp, rows and columns of warps, stages.
+BITMAP_TILES = {
+    (128, 4, 1, 2): "bitmap large",
+    (64, 4, 1, 2): "bitmap tall",
+    (64, 2, 2, 2): "bitmap flat",
+    (16, 2, 2, 4): "bitmap small",
+    (64, 1, 2, 2): "bitmap narrow",
+}
+BITMAP_VALUES = 928  # of a slab and block at most, where masks keep 0.2 of 4096
 # Those of csrc/cuda/direct.h: pixels of a lane, channels of a warp.
 DIRECT_TILES = {(4, 8): "large", (2, 4): "medium", (1, 2): "small"}
 # That of csrc/cuda/split_k.h, which adds what several thread blocks computed of a tile.
@@ -58,6 +68,7 @@ class Kernel:
         threads, shared_bytes: of a thread block.
         instructions: how many of each of ``INSTRUCTIONS`` there are.
         overwrites: instructions that write registers which products may still read; see :func:`overwrites`.
+        step: all instructions of the innermost loop that has some of ``HMMA``; 0 where there is none.
     """
 
     name: str
@@ -68,6 +79,7 @@ class Kernel:
     shared_bytes: int
     instructions: Counter[str]
     overwrites: int = 0
+    step: int = 0
 
 
 def find_tool() -> str | None:
@@ -95,12 +107,13 @@ def read_kernels(library: Path = native.LIBRARY) -> list[Kernel]:
     """
     if why := missing():
         raise RuntimeError(why)
-    resources, code, hazards = {}, {}, {}
+    resources, code, hazards, steps = {}, {}, {}, {}
     for architecture, name, text in _sections(_dump("-res-usage", library), r"Function (\S+):"):
         resources[architecture, name] = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text).groups()
     for architecture, name, text in _sections(_dump("-sass", library), r"Function : (\S+)"):
         code[architecture, name] = Counter({each: len(re.findall(p, text)) for each, p in INSTRUCTIONS.items()})
         hazards[architecture, name] = len(overwrites(text))
+        steps[architecture, name] = len(innermost_loop(text))
     return [
         Kernel(
             title,
@@ -110,6 +123,7 @@ def read_kernels(library: Path = native.LIBRARY) -> list[Kernel]:
             *_block_of(title),
             instructions=code[key],
             overwrites=hazards[key],
+            step=steps[key],
         )
         for key, (registers, stack, local) in resources.items()
         if (title := _title(key[1]))
@@ -136,6 +150,18 @@ def overwrites(text: str) -> list[str]:
     return found
 
 
+def innermost_loop(text: str) -> list[str]:
+    """The instructions of a function's shortest loop that multiplies on tensor cores, ``HMMA``; none without one."""
+    code = [(int(at, 16), line) for at, line in re.findall(r"/\*([0-9a-f]{4,})\*/ +(@?[!A-Z].*?);", text)]
+    loops = []
+    for end, line in code:
+        if (branch := re.search(r"\bBRA 0x([0-9a-f]+)", line)) and (begin := int(branch[1], 16)) < end:
+            loop = [each for at, each in code if begin <= at <= end]
+            if any(re.search(INSTRUCTIONS["HMMA"], each) for each in loop):
+                loops.append(loop)
+    return min(loops, key=len, default=[])
+
+
 def _dump(flag: str, library: Path) -> str:
     return subprocess.run([find_tool(), flag, str(library)], capture_output=True, text=True, check=True).stdout
 
@@ -153,7 +179,11 @@ def _title(mangled: str) -> str | None:
         return f"{DTYPES[found[1]]}, {SUM}"
     if found := re.search(r"DirectTraitsILi(\d+)ELi(\d+)E", mangled):
         return f"direct, {DIRECT_TILES[tuple(map(int, found.groups()))]}"
-    for traits, numbers, tiles in (("TwoFourTraits", 4, TILES), ("WgmmaTraits", 2, WGMMA_TILES)):
+    for traits, numbers, tiles in (
+        ("TwoFourTraits", 4, TILES),
+        ("WgmmaTraits", 2, WGMMA_TILES),
+        ("BitmapTraits", 4, BITMAP_TILES),
+    ):
         if found := re.search(rf"{traits}I\w*?(Half|Brain)E" + r"Li(\d+)E" * numbers, mangled):
             return f"{DTYPES[found[1]]}, {tiles[tuple(map(int, found.groups()[1:]))]}"
     return None
@@ -165,6 +195,9 @@ def _block_of(title: str) -> tuple[int, int]:
         return torch.ops.smart_kernels.direct_resources(direct_ops.TILES.index(tile), DIRECT_CODES)
     if tile == SUM:
         return SUM_THREADS, SUM_BYTES
+    if tile in BITMAP_TILES.values():
+        index = bitmap_ops.TILES.index(tile.removeprefix("bitmap "))
+        return torch.ops.smart_kernels.bitmap_resources(index, BITMAP_VALUES)
     tiles = two_four_ops.TILES + two_four_ops.WGMMA_TILES
     return torch.ops.smart_kernels.two_four_resources(tiles.index(tile))
 

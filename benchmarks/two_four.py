@@ -1,8 +1,9 @@
 """The 2:4 kernel by itself on the GPU at hand: ``python -m benchmarks.two_four``; in float32, the direct kernel.
 
-For the layers of the three networks it runs every tile of the kernel, on small maps also with split-K, each verified
-against the reference before it is timed, beside torch's convolution with bias and ReLU. All run as CUDA graphs, in
-turns, on data that lies in the L2 cache if it fits. A results file keeps the times.
+For the layers of the three networks it runs every tile of the kernel, on small maps also with split-K, and of the
+bitmap kernel where the masks suit it, each verified against the reference before it is timed, beside torch's
+convolution with bias and ReLU. All run as CUDA graphs, in turns, on data that lies in the L2 cache if it fits. A
+results file keeps the times.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from benchmarks.cases import LAYERS, LayerCase
 from benchmarks.tune import DTYPES, RESULTS, Times, graph_times
 from smart import results
 from smart.masks import check_density, random_masks
-from smart_kernels import direct_ops, patterns, reference, two_four_ops
+from smart_kernels import bitmap_ops, direct_ops, patterns, reference, two_four_ops
 from smart_kernels.backends import find
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import PackedWeight, TwoFourWeight
@@ -107,6 +108,20 @@ class Problem:
             for name, schedule in ways.items()
         }
 
+    def bitmap_calls(self) -> dict[str, Callable[[], Tensor]]:
+        """The tiles of the bitmap backend, where the masks suit it, and what it takes by itself."""
+        bitmap, (weight, masks) = find("bitmap"), self.packed.unpack()
+        able = bitmap.supports(self.geometry, self.x.dtype, self.x.device) and bitmap.suits(masks)
+        if self.backend != "cuda" or not able:
+            return {}
+        packed = bitmap.pack(weight, masks)
+        arguments = (packed, self.geometry, packed.paths[0], None, self.bias, True, None)
+        ways = {name: Schedule(tile, splits=1) for tile, name in enumerate(bitmap_ops.TILES)} | {"chosen": None}
+        return {
+            f"bitmap_{name}_us": partial(bitmap.bind(*arguments, schedule=schedule), self.x, None)
+            for name, schedule in ways.items()
+        }
+
     def dense(self) -> Callable[[], Tensor]:
         """torch's convolution, in one kernel with bias and ReLU where cuDNN has it."""
         weight = self.packed.dense(self.packed.paths[0]).contiguous(memory_format=torch.channels_last)
@@ -166,7 +181,7 @@ def row(case: LayerCase, pattern: str, problem: Problem, times: Times) -> dict[s
     Raises:
         VerificationError: a tile computes something else than the reference; nothing was timed then.
     """
-    calls = problem.calls() | problem.hopper_calls()
+    calls = problem.calls() | problem.hopper_calls() | problem.bitmap_calls()
     for name, call in calls.items():
         y = call()
         if not (error := relative_error(y, problem.truth)) <= TOLERANCE[y.dtype]:

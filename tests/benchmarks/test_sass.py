@@ -17,7 +17,12 @@ def test_every_tile_is_there_for_both_types(kernels):
     for architecture in {kernel.architecture for kernel in kernels}:
         names = sorted(kernel.name for kernel in kernels if kernel.architecture == architecture)
         of_direct = [f"direct, {tile}" for tile in sass.DIRECT_TILES.values()]
-        tiles = [*sass.TILES.values(), sass.SUM, *(sass.WGMMA_TILES.values() if architecture == "sm_90a" else ())]
+        tiles = [
+            *sass.TILES.values(),
+            *sass.BITMAP_TILES.values(),
+            sass.SUM,
+            *(sass.WGMMA_TILES.values() if architecture == "sm_90a" else ()),
+        ]
         assert names == sorted([f"{t}, {tile}" for t in ("float16", "bfloat16") for tile in tiles] + of_direct)
 
 
@@ -32,11 +37,37 @@ def test_nothing_spills_and_all_fits_the_smallest_gpu(kernels):
 
 def test_sparse_tensor_cores_multiply(kernels):
     for kernel in kernels:
-        if kernel.name.startswith("direct") or "wgmma" in kernel.name or sass.SUM in kernel.name:
+        if kernel.name.startswith("direct") or any(name in kernel.name for name in ("wgmma", "bitmap", sass.SUM)):
             continue
         assert kernel.instructions["HMMA.SP"] > 0, kernel
         assert kernel.instructions["HMMA"] == 0, kernel
         assert kernel.instructions["LDGSTS"] > 0 and kernel.instructions["LDSM"] > 0, kernel
+
+
+def test_bitmaps_are_decoded_into_dense_products(kernels):
+    """A lane reads at most 32 values a step; what beside them, products and pixels decoding takes is counted."""
+    for kernel in kernels:
+        if "bitmap" in kernel.name:
+            found = kernel.instructions
+            assert found["HMMA"] > 0 and found["HMMA.SP"] == 0, kernel
+            assert found["LDGSTS"] > 0 and found["LDSM"] > 0 and found["LDS.U16"] == 32, kernel
+            assert 0 < kernel.step - found["HMMA"] - found["LDSM"] <= 160, kernel
+
+
+def test_the_innermost_loop_that_multiplies_is_found():
+    lines = [
+        "MOV R1, R2",
+        "HMMA.16816.F32 R1, R2",
+        "@P0 BRA 0x10",
+        "IADD R1, R2",
+        "@!P1 BRA 0x0",
+        "EXIT",
+        "@P0 BRA 0x50",
+    ]
+    text = "".join(
+        f"        /*{16 * i:04x}*/                   {line} ;   /* 0x01 */\n" for i, line in enumerate(lines)
+    )
+    assert [line.split()[0] for line in sass.innermost_loop(text)] == ["HMMA.16816.F32", "@P0"]
 
 
 def test_the_kernel_for_hopper_multiplies_by_warpgroups_what_its_copies_bring(kernels):

@@ -9,6 +9,7 @@ from benchmarks import two_four
 from benchmarks.cases import LayerCase
 from smart_kernels import reference
 from smart_kernels.backends import Verdict
+from smart_kernels.backends.bitmap import BitmapBackend
 from smart_kernels.backends.cuda import CudaBackend
 from smart_kernels.backends.direct import DirectBackend
 from smart_kernels.backends.wgmma import WgmmaBackend
@@ -61,6 +62,18 @@ def test_on_hopper_its_own_kernel_is_measured_too(monkeypatch):
     problem = two_four.make_problem(CASE, "2:4", torch.float16, "cpu")
     row = two_four.row(CASE, "2:4", problem, lambda calls: {name: 1.0 for name in calls})
     assert {"large_us", "wgmma_tall_us", "wgmma_twin_us", "wgmma_twin_split_us", "chosen_us", "dense_us"} <= set(row)
+
+
+def test_bitmaps_are_measured_where_masks_are_sparse_enough(monkeypatch):
+    put_in_place(monkeypatch, 1)
+    monkeypatch.setattr(BitmapBackend, "bind", CudaBackend.bind)
+    monkeypatch.setattr(BitmapBackend, "supports", lambda self, geometry, dtype, device: Verdict(True))
+    for pattern, density, measured in (("unstructured", 0.2, True), ("unstructured", 0.6, False), ("1:4", 0.25, True)):
+        case = replace(CASE, density=density)
+        problem = two_four.make_problem(case, pattern, torch.float16, "cpu")
+        row = two_four.row(case, pattern, problem, lambda calls: {name: 1.0 for name in calls})
+        names = {f"bitmap_{name}_us" for name in ("large", "tall", "flat", "small", "narrow", "chosen")}
+        assert names <= set(row) if measured else not names & set(row)
 
 
 def test_in_float32_it_is_the_direct_kernel(monkeypatch):
