@@ -33,6 +33,15 @@ class Launch(NamedTuple):
     tuning: tuple[object, ...] = ()
 
 
+class Epilogue(NamedTuple):
+    """What follows a convolution, as :meth:`GpuBackend.bind` takes it."""
+
+    scale: Tensor | None
+    bias: Tensor | None
+    relu: bool
+    affine: Affine | None
+
+
 class GpuBackend(Backend):
     """A backend of one GPU kernel: what that computes, and how it is launched.
 
@@ -60,6 +69,10 @@ class GpuBackend(Backend):
             schedule: as :meth:`bind` takes it.
         """
 
+    def own_schedule(self, packed: PackedWeight) -> Any:
+        """The schedule of whole batches on one path, where none is given; None leaves it to the operator."""
+        return None
+
     def supports(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Verdict:
         # In the same words for all of them, so that reports say them once.
         if device.type != "cuda":
@@ -85,10 +98,11 @@ class GpuBackend(Backend):
         """As the base class says.
 
         Args:
-            schedule: how to cut up the layer, in the backend's own terms, to measure that; None leaves it to the
-                operator.
+            schedule: how to cut up the layer, in the backend's own terms, to measure that; None for
+                :meth:`own_schedule`.
         """
-        call = self._bind(packed, geometry, path, scale, bias, relu, affine, schedule)
+        schedule = self.own_schedule(packed) if schedule is None else schedule
+        call = self._bind(packed, geometry, path, Epilogue(scale, bias, relu, affine), schedule)
         return lambda x, residual: call(x, residual, None, None)
 
     def runs_samples(self, packed: PackedWeight) -> bool:
@@ -104,7 +118,7 @@ class GpuBackend(Backend):
         affine: Affine | None = None,
         schedule: Any = None,
     ) -> SampleRun:
-        call = self._bind(packed, geometry, packed.paths[1], scale, bias, relu, affine, schedule)
+        call = self._bind(packed, geometry, packed.paths[1], Epilogue(scale, bias, relu, affine), schedule)
 
         def run(x: Tensor, residual: Tensor | None, samples: Samples) -> Result:
             return call(x, residual, samples.order, samples.first)
@@ -112,19 +126,12 @@ class GpuBackend(Backend):
         return run
 
     def _bind(
-        self,
-        packed: PackedWeight,
-        geometry: Geometry,
-        path: str | float,
-        scale: Tensor | None,
-        bias: Tensor | None,
-        relu: bool,
-        affine: Affine | None,
-        schedule: Any,
+        self, packed: PackedWeight, geometry: Geometry, path: str | float, epilogue: Epilogue, schedule: Any
     ) -> Callable[..., Result]:
         """A call of x, residual, order and first, which refuses a weight that was corrupted, and gradients."""
         if not (verdict := self.accepts(packed, geometry)):
             raise ValueError(f"{verdict.why}: run this weight on the dense backend")
+        scale, bias, relu, affine = epilogue
         operator, layer, tuning = self.launch(packed, geometry, path, affine is not None, schedule)
         scale, bias = self._converted(scale), self._converted(bias)
         second = () if affine is None else (self._converted(affine.scale), self._converted(affine.bias), affine.relu)

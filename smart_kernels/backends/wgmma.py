@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from smart_kernels import two_four_ops
-from smart_kernels.backends.base import Affine, Run, Verdict
+from smart_kernels.backends.base import Verdict
 from smart_kernels.backends.cuda import CudaBackend
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.two_four import TwoFourWeight
@@ -59,18 +58,6 @@ class WgmmaBackend(CudaBackend):
                 )
         return Verdict(True)
 
-    def bind(
-        self,
-        packed: TwoFourWeight,
-        geometry: Geometry,
-        path: str | float,
-        scale: Tensor | None,
-        bias: Tensor | None,
-        relu: bool,
-        affine: Affine | None = None,
-        schedule: Schedule | None = None,
-    ) -> Run:
-        """As the base class says; left to itself it takes the tile that has no more channels than there are."""
-        if schedule is None:
-            schedule = Schedule(len(two_four_ops.TILES) + (packed.slabs <= 2))
-        return super().bind(packed, geometry, path, scale, bias, relu, affine, schedule)
+    def own_schedule(self, packed: TwoFourWeight) -> Schedule:
+        """The tile that has no more channels than there are."""
+        return Schedule(len(two_four_ops.TILES) + (packed.slabs <= 2))
