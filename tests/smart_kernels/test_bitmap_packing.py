@@ -3,25 +3,16 @@
 import pytest
 import torch
 from corrupt import check_refused
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from matrix_packing import PROBLEMS, empty_matrix, problem, weight_of
 from mma import operand
 
 from smart_kernels import pack
 from smart_kernels.packing import BitmapWeight, TwoFourWeight
 
 
-def problem(shape, densities=(0.2, 0.2), dtype=torch.float16):
-    weight = torch.randn(shape).to(dtype)
-    return weight, {name: torch.rand(shape) < d for name, d in zip(("clean", "adv"), densities, strict=True)}
-
-
 def as_instructions_see_it(packed, path):
     """(K, C, R, S) float64, put together from the model of the instruction: chunk by chunk, each lane reading on."""
-    k, c, r, s = packed.shape
-    weight = packed.operand(path)
-    channels = -(-c // 8) * 8
-    matrix = torch.zeros(packed.slabs * 32, packed.blocks * 128, dtype=torch.float64)
+    weight, matrix = packed.operand(path), empty_matrix(packed)
     for slab in range(packed.slabs):
         for block in range(packed.blocks):
             chunk = (weight.first_slab + slab) * packed.blocks + block
@@ -40,20 +31,10 @@ def as_instructions_see_it(packed, path):
                 for m in range(4):
                     row, column = 32 * slab + m // 2 * 16, 128 * block + 32 * step + m % 2 * 16
                     matrix[row : row + 16, column : column + 16] = operand(registers[step, m])
-    assert not matrix[k:].any() and not matrix[:, r * s * channels :].any()
-    return matrix[:k, : r * s * channels].reshape(k, r, s, channels)[..., :c].permute(0, 3, 1, 2)
+    return weight_of(matrix, packed.shape)
 
 
-@pytest.mark.parametrize(
-    ("shape", "densities"),
-    [
-        ((32, 16, 3, 3), (0.2, 0.2)),
-        ((40, 20, 1, 3), (0.2, 0.5)),
-        ((33, 136, 1, 1), (0.3, 0.2)),
-        ((3, 5, 2, 3), (1.0, 0.0)),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("shape", "densities"), PROBLEMS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_instructions_fed_what_lanes_decode_see_the_masked_weight(shape, densities, dtype):
     weight, masks = problem(shape, densities, dtype)
@@ -65,28 +46,6 @@ def test_instructions_fed_what_lanes_decode_see_the_masked_weight(shape, densiti
 def test_instructions_see_the_mix_of_a_lambda():
     packed = BitmapWeight(*problem((20, 24, 3, 3)))
     assert torch.equal(as_instructions_see_it(packed, 0.25), packed.dense(0.25).double())
-
-
-@settings(max_examples=20)
-@given(
-    st.integers(1, 70),
-    st.integers(1, 70),
-    st.sampled_from([(1, 1), (3, 3), (2, 5)]),
-    st.tuples(*[st.sampled_from([0.0, 0.2, 0.6, 1.0])] * 2),
-    st.sampled_from([torch.float16, torch.bfloat16]),
-)
-def test_any_mask_comes_back_bit_for_bit(k, c, kernel, densities, dtype):
-    weight, masks = problem((k, c, *kernel), densities, dtype)
-    weight[:: max(1, k // 3)] *= 0  # zeros that masks keep, negative ones too
-    weight[~(masks["clean"] | masks["adv"])] = float("nan")  # of no concern
-    packed = BitmapWeight(weight, masks)
-    packed.validate()
-    for path, mask in masks.items():
-        assert torch.equal(packed.dense(path), torch.where(mask, weight, 0))
-        assert not torch.signbit(packed.dense(path)[~mask | (weight == 0)]).any()
-        assert torch.equal(packed.mask(path), mask)
-    again = BitmapWeight(*packed.unpack())
-    assert all(torch.equal(a, b) for a, b in zip(packed.buffers(), again.buffers(), strict=True))
 
 
 def test_a_fifth_takes_a_quarter_of_dense_copies():

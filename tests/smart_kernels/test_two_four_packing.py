@@ -4,19 +4,13 @@ import pytest
 import torch
 from corrupt import check_refused
 from gpu_cases import checkered_masks, slab_masks
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from matrix_packing import PROBLEMS, empty_matrix, problem, weight_of
 from mma_sp import operand
 
 from smart_kernels import pack
 from smart_kernels.packing import TwoFourWeight
 from smart_kernels.packing.fragments import decode, encode
 from smart_kernels.packing.overflow import split
-
-
-def problem(shape, densities=(0.2, 0.2), dtype=torch.float16):
-    weight = torch.randn(shape).to(dtype)
-    return weight, {name: torch.rand(shape) < d for name, d in zip(("clean", "adv"), densities, strict=True)}
 
 
 def two_four_mask(shape, kept=2):
@@ -28,10 +22,7 @@ def two_four_mask(shape, kept=2):
 
 def as_instructions_see_it(packed, path):
     """(K, C, R, S) float64, put together from the model of the instruction, step by step as a kernel walks them."""
-    k, c, r, s = packed.shape
-    weight = packed.operand(path)
-    channels = -(-c // 8) * 8
-    matrix = torch.zeros(packed.slabs * 32, packed.blocks * 128, dtype=torch.float64)
+    weight, matrix = packed.operand(path), empty_matrix(packed)
 
     def tile(values, metadata):
         return torch.cat([operand(values[i], metadata, selector=i) for i in range(2)])
@@ -50,21 +41,10 @@ def as_instructions_see_it(packed, path):
                     j, t, i = column // 8, column % 8 // 2, column % 2
                     repeated = int(weight.extra_columns[extra, 8 * t + 2 * j + i])
                     matrix[rows, 128 * block + repeated] += found[:, column]
-    assert not matrix[k:].any() and not matrix[:, r * s * channels :].any()
-    return matrix[:k, : r * s * channels].reshape(k, r, s, channels)[..., :c].permute(0, 3, 1, 2)
+    return weight_of(matrix, packed.shape)
 
 
-@pytest.mark.parametrize(
-    ("shape", "densities"),
-    [
-        ((32, 16, 3, 3), (0.2, 0.2)),
-        ((40, 20, 1, 3), (0.2, 0.5)),
-        ((33, 136, 1, 1), (0.3, 0.2)),
-        ((3, 5, 2, 3), (0.9, 0.1)),
-        ((20, 48, 1, 1), (1.0, 0.0)),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("shape", "densities"), PROBLEMS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_instructions_fed_the_packed_operand_see_the_masked_weight(shape, densities, dtype):
     weight, masks = problem(shape, densities, dtype)
@@ -95,27 +75,6 @@ def test_metadata_lie_as_cutlass_reorders_them():
                 to_row, to_column = to_row ^ 1, to_column ^ 1
             reordered[to_row, to_column] = words[row, column]
     assert torch.equal(metadata[0].long() & 0xFFFFFFFF, reordered[:, 0] | reordered[:, 1] << 16)
-
-
-@settings(max_examples=20)
-@given(
-    st.integers(1, 70),
-    st.integers(1, 70),
-    st.sampled_from([(1, 1), (3, 3), (2, 5)]),
-    st.tuples(*[st.sampled_from([0.0, 0.2, 0.6, 1.0])] * 2),
-    st.sampled_from([torch.float16, torch.bfloat16]),
-)
-def test_any_mask_comes_back_bit_for_bit(k, c, kernel, densities, dtype):
-    weight, masks = problem((k, c, *kernel), densities, dtype)
-    weight[:: max(1, k // 3)] *= 0  # zeros that masks keep, negative ones too
-    packed = TwoFourWeight(weight, masks)
-    packed.validate()
-    for path, mask in masks.items():
-        assert torch.equal(packed.dense(path), torch.where(mask, weight, 0))
-        assert not torch.signbit(packed.dense(path)[weight == 0]).any()
-        assert torch.equal(packed.mask(path), mask)
-    again, masks_again = packed.unpack()
-    assert torch.equal(TwoFourWeight(again, masks_again).values, packed.values)
 
 
 @pytest.mark.parametrize("kept", [1, 2])
