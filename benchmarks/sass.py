@@ -96,7 +96,7 @@ def missing() -> str | None:
     """Why there is nothing to look at, in one sentence; None if there is."""
     if find_tool() is None:
         return "cuobjdump was not found: install the CUDA toolkit, or `pip install triton`"
-    return two_four_ops.missing() or direct_ops.missing()
+    return two_four_ops.missing() or direct_ops.missing() or bitmap_ops.missing()
 
 
 def read_kernels(library: Path = native.LIBRARY) -> list[Kernel]:
