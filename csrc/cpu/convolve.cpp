@@ -61,13 +61,14 @@ Decision decide(const Kernels& kernels, const Problem& problem, int64_t slab_cha
   return {interleaved, by_image, by_pixel};
 }
 
-// All that a decision depends on, and that its plans' validity depends on; the weight's memory stands for its masks,
-// which only make one plan faster than another.
+// All that a decision depends on, and that its plans' validity depends on; the weight's memory and the number of its
+// values stand for its masks, which only make one plan faster than another. Memory alone would not do: it is given to
+// another weight once this one is gone.
 struct Key {
   Problem problem;
   const Kernels* kernels;
   const int32_t* segments;
-  int64_t slab_channels, first_segment, last_segment;
+  int64_t values, slab_channels, first_segment, last_segment;
 
   bool operator==(const Key& other) const { return std::memcmp(this, &other, sizeof(Key)) == 0; }
 };
@@ -78,7 +79,9 @@ const Decision& decision_for(const Kernels& kernels, const Problem& problem, con
   constexpr std::size_t kMost = 256;
   static thread_local std::vector<std::pair<Key, Decision>> known;
   static thread_local std::size_t next = 0, oldest = 0;
-  const Key key = {problem, &kernels, weight.segments, weight.slab_channels, weight.first_segment, weight.last_segment};
+  const int64_t values = weight.segments[slabs(problem, weight) * problem.out_channels * 3];
+  const Key key = {
+      problem, &kernels, weight.segments, values, weight.slab_channels, weight.first_segment, weight.last_segment};
   // A network asks for its layers in the same order again and again.
   for (std::size_t n = 0; n < known.size(); ++n) {
     const std::size_t at = (next + n) % known.size();

@@ -180,3 +180,18 @@ def test_dense_one_pixel_images_are_a_matrix_product(monkeypatch, relu):
     monkeypatch.delattr(torch.nn.functional, "conv2d")  # three times slower
     actual = run("dense", x, packed, geometry, "clean", scale, bias, residual, relu)
     assert relative_error(actual, expected) < TOLERANCE
+
+
+@needs_library
+def test_memory_given_to_another_weight_brings_no_plan_along():
+    geometry, x, weight = Geometry.of((32, 32, 3, 3), padding=1), torch.randn(2, 32, 32, 32), torch.randn(32, 32, 3, 3)
+    full, thin = (packed_for("cpu", weight, {"clean": torch.rand_like(weight) < density}) for density in (0.9, 0.02))
+
+    def convolve(packed, segments):
+        layer = (packed.path_values("clean"), packed.codes, segments, geometry.numbers, packed.slab_channels)
+        end = (*packed.segment_range("clean"), None, None, None, False)
+        return torch.ops.smart_kernels.sparse_conv2d_cpu(x, *layer, *end)
+
+    expected, memory = convolve(thin, thin.segments), torch.empty_like(full.segments)
+    convolve(full, memory.copy_(full.segments))  # by Winograd's algorithm, where the other runs directly
+    assert torch.equal(convolve(thin, memory.copy_(thin.segments)), expected)
