@@ -64,7 +64,8 @@ def sparse_conv2d_triton(
     weight = (values, codes, rows, starts, segments, rows_per_tile)
     how = (geometry, first_segment, last_segment, items, schedule)
     y = empty_result(x, geometry)
-    _launch(x, weight, how, (scale, bias, residual, relu), (None, None, None, False), (order, first), y)
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        _launch(x, weight, how, (scale, bias, residual, relu), (None, None, None, False), (order, first), y)
     return y
 
 
@@ -97,7 +98,8 @@ def sparse_conv2d_affine_triton(
     how = (geometry, first_segment, last_segment, items, schedule)
     y, second = empty_result(x, geometry), empty_result(x, geometry)
     affine = (affine_scale, affine_bias, second, affine_relu)
-    _launch(x, weight, how, (scale, bias, residual, relu), affine, (order, first), y)
+    with torch.cuda.device_of(x):
+        _launch(x, weight, how, (scale, bias, residual, relu), affine, (order, first), y)
     return y, second
 
 

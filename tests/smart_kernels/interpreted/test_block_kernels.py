@@ -1,5 +1,6 @@
 """The block kernels against the float64 reference, in Triton's interpreter."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -146,3 +147,22 @@ def test_the_default_schedule_splits_small_maps():
     x = torch.randn(1, 128, 4, 4)
     expected = reference.sparse_conv2d(x.double(), weight * masks["clean"], Geometry.of(weight.shape, padding=1))
     assert relative_error(run(weight, masks, x, schedule=None, padding=1), expected) < TOLERANCE[torch.float32]
+
+
+def test_it_launches_on_the_device_of_its_input(monkeypatch):
+    from smart_kernels import triton_ops
+
+    events = []
+    launch = triton_ops._launch
+
+    @contextlib.contextmanager
+    def device_of(x):
+        events.append(("enter", x.shape))
+        yield
+        events.append("leave")
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(triton_ops, "_launch", lambda *args: (events.append("launch"), launch(*args)))
+    weight, masks = block_problem((16, 16, 3, 3), (16, 16))
+    run(weight, masks, torch.randn(1, 16, 4, 4))
+    assert events == [("enter", (1, 16, 4, 4)), "launch", "leave"]
