@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from smart.attacks import check_eps
 from smart.datasets import DATASETS
 from smart.layer_policy import read_layers
 from smart.masks import OVERLAPS, check_density
@@ -20,6 +21,12 @@ def number(value: Any) -> float:
         return float(Fraction(value) if isinstance(value, str) else value)
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{value!r} is not a number: give one such as 0.1, 5e-4 or 8/255") from error
+
+
+def radius(value: Any) -> float:
+    """An attack's radius, a part of the [0, 1] range."""
+    check_eps(number(value))
+    return number(value)
 
 
 def whole(value: Any) -> int:

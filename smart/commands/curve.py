@@ -18,7 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--eps",
         nargs="+",
-        type=flags.checked(readers.number),
+        type=flags.checked(readers.radius),
         help=f"L-infinity radii (default: that of the training times {', '.join(map(str, FACTORS))})",
     )
     flags.one_attack(parser)

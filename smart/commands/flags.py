@@ -21,7 +21,7 @@ ATTACKS = (
     "autoattack, or apgd-ce, apgd-t, fab-t of it"
 )
 DTYPES = ("float32", "bfloat16", "float16")
-_METAVARS = {readers.whole: "N", readers.positive: "N", readers.number: "X", readers.share: "X"}
+_METAVARS = {readers.whole: "N", readers.positive: "N", readers.number: "X", readers.radius: "X", readers.share: "X"}
 
 
 def data(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +86,7 @@ def radius(parser: argparse._ActionsContainer) -> None:
 def eps(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--eps",
-        type=checked(readers.number),
+        type=checked(readers.radius),
         help="L-infinity radius on images in [0, 1] (default: that of the training)",
     )
 

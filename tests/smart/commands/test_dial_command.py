@@ -29,4 +29,4 @@ def test_it_draws_the_whole_trade_off(checkpoint, tmp_path, smart):
 def test_wrong_usage(checkpoint, smart):
     assert_refused(smart("dial", checkpoint, "--dials", "stages"), 2, "stages", "first_stages")
     assert_refused(smart("dial", checkpoint, "--lambdas", "2"), 2, "[0, 1]")
-    assert_refused(smart("dial", checkpoint, "--eps", "8", "--no-progress"), 1, "did you mean 8/255?")
+    assert_refused(smart("dial", checkpoint, "--eps", "8", "--no-progress"), 2, "did you mean 8/255?")

@@ -75,7 +75,7 @@ def test_autoattack_must_be_installed(checkpoint, smart, monkeypatch):
 
 
 def test_wrong_usage(checkpoint, tmp_path, smart, monkeypatch):
-    assert_refused(smart("curve", checkpoint, "--eps", "8"), 1, "eps is 8.0", "8/255")
+    assert_refused(smart("curve", checkpoint, "--eps", "8"), 2, "--eps", "eps is 8.0", "8/255")
     assert_refused(smart("curve", checkpoint, "--attack", "pgd"), 2, "unknown attack 'pgd'", "pgd20")
     assert_refused(smart("sanity", checkpoint, "--eps", "0"), 1, "eps is 0.0", "8/255")
     assert_refused(smart("sanity", checkpoint, "--steps", "0"), 2, "--steps", "at least 1")
