@@ -254,3 +254,18 @@ def test_the_picture_is_drawn_when_the_results_changed_only(tmp_path, monkeypatc
     assert not report.is_of(picture, newest)
     report.draw()
     assert report.is_of(picture, newest)
+
+
+def test_speed_ups_of_channel_masks_are_those_of_their_files():
+    text = report.COVERAGE.with_name("swapping.md").read_text(encoding="utf-8")
+    for network in ("resnet34", "wrn_16_8"):
+        for batch in (1, 16):
+            cells = []
+            for pattern in ("channel", "coupled", "coupled-16"):
+                rows = report.read(report.newest(f"{network}-{pattern}-cpu"))["rows"]
+                ms = {dense: [] for dense in (True, False)}
+                for row in rows:
+                    if row["batch"] == batch:
+                        ms[row["runner"] != "smart_kernels"].append(row["ms_p50"])
+                cells.append(f"{min(ms[True]) / max(ms[False]):.1f}x")
+            assert f"| {batch} | {' | '.join(cells)} |" in text
