@@ -4,6 +4,7 @@ import torch
 from exact import integers, layer, reference
 
 from smart_kernels.packing import FORMATS
+from smart_kernels.paths import Samples
 
 
 def check(backend, case, schedule, dtype):
@@ -25,3 +26,15 @@ def check(backend, case, schedule, dtype):
     x.copy_(integers(*x.shape, dtype=dtype))
     graph.replay()
     assert torch.equal(y, expected())
+
+
+def check_samples(backend, choice, schedule=None):
+    """256 channels on 4x4 pixels, the path of each sample as chosen."""
+    packed, geometry = layer(FORMATS[backend.format], (256, 256, 3, 3), dtype=torch.float16, padding=1)
+    packed, x = packed.cuda(), integers(len(choice), 256, 4, 4, dtype=torch.float16).cuda()
+    scale, bias = integers(2, 2, 256, largest=4).cuda()
+    samples = Samples.of(torch.tensor(choice), x)
+    y = backend.bind_samples(packed, geometry, scale, bias, True, None, schedule)(x, None, samples)
+    for i, path in enumerate(choice):
+        expected = reference(x[i : i + 1], packed, geometry, packed.paths[path], scale[path], bias[path], None, True)
+        assert torch.equal(y[i : i + 1], expected.half())

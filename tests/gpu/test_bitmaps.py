@@ -4,12 +4,11 @@ import pytest
 import torch
 from emulated_kernels import BITMAP_CASES, HALVES
 from exact import integers, layer, reference
-from replayed import check
+from replayed import check, check_samples
 
 from smart_kernels.backends import BACKENDS
 from smart_kernels.bitmap_ops import TILES
 from smart_kernels.packing import BitmapWeight
-from smart_kernels.paths import Samples
 from smart_kernels.two_four_ops import Schedule
 
 BITMAP = BACKENDS["bitmap"]
@@ -40,10 +39,4 @@ def test_any_mask_is_exact(density):
 
 @pytest.mark.parametrize("choice", [[0, 1, 1, 0, 1], [0] * 5, [1] * 5], ids=str)
 def test_samples_run_on_their_own_paths(choice):
-    packed, geometry = layer(BitmapWeight, (256, 256, 3, 3), dtype=torch.float16, padding=1)
-    packed, x = packed.cuda(), integers(5, 256, 4, 4, dtype=torch.float16).cuda()
-    scale, bias = integers(2, 2, 256, largest=4).cuda()
-    y = BITMAP.bind_samples(packed, geometry, scale, bias, True)(x, None, Samples.of(torch.tensor(choice), x))
-    for i, path in enumerate(choice):
-        expected = reference(x[i : i + 1], packed, geometry, packed.paths[path], scale[path], bias[path], None, True)
-        assert torch.equal(y[i : i + 1], expected.half())
+    check_samples(BITMAP, choice)

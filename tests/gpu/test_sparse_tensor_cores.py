@@ -5,12 +5,11 @@ import torch
 from emulated_kernels import HALVES
 from exact import integers, layer, reference
 from gpu_cases import GROUPED_CASES, HOPPER_CASES, TWO_FOUR_CASES, checkered_masks, slab_masks
-from replayed import check
+from replayed import check, check_samples
 
 from smart_kernels.backends import BACKENDS
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import TwoFourWeight
-from smart_kernels.paths import Samples
 from smart_kernels.two_four_ops import TILES, WGMMA_TILES, Schedule
 
 CUDA, WGMMA = BACKENDS["cuda"], BACKENDS["wgmma"]
@@ -48,14 +47,7 @@ def test_thread_blocks_share_the_columns_of_a_tile(splits, tile, dtype):
 
 @pytest.mark.parametrize("choice", [[0, 1, 1, 0, 1], [0] * 5, [1] * 5], ids=str)
 def test_splits_of_samples_on_their_own_paths(choice):
-    packed, geometry = layer(TwoFourWeight, (256, 256, 3, 3), dtype=torch.float16, padding=1)
-    packed, x = packed.cuda(), integers(5, 256, 4, 4, dtype=torch.float16).cuda()
-    scale, bias = integers(2, 2, 256, largest=4).cuda()
-    samples = Samples.of(torch.tensor(choice), x)
-    y = CUDA.bind_samples(packed, geometry, scale, bias, True, None, Schedule(-1, 6))(x, None, samples)
-    for i, path in enumerate(choice):
-        expected = reference(x[i : i + 1], packed, geometry, packed.paths[path], scale[path], bias[path], None, True)
-        assert torch.equal(y[i : i + 1], expected.half())
+    check_samples(CUDA, choice, Schedule(-1, 6))
 
 
 def test_numbers_of_splits_that_there_cannot_be_are_refused():

@@ -5,6 +5,7 @@ shares code with the packing that it checks.
 """
 
 import torch
+from matrix_packing import empty_matrix, weight_of
 
 
 def place_of(lane, i):
@@ -22,3 +23,27 @@ def operand(a):
         for i in range(8):
             matrix[place_of(lane, i)] = a[lane, i].double()
     return matrix
+
+
+def as_instructions_see_it(packed, path):
+    """(K, C, R, S) float64, put together from the model of the instruction: chunk by chunk, each lane reading on."""
+    weight, matrix = packed.operand(path), empty_matrix(packed)
+    for slab in range(packed.slabs):
+        for block in range(packed.blocks):
+            chunk = (weight.first_slab + slab) * packed.blocks + block
+            registers = torch.zeros(4, 4, 32, 8, dtype=weight.values.dtype)  # [step][matrix][lane][element]
+            at = int(weight.starts[chunk])
+            assert at % 8 == 0
+            for lane in range(32):
+                for step in range(4):
+                    word = int(weight.bits[chunk, lane, step]) & 0xFFFFFFFF
+                    for bit in range(32):
+                        if word >> bit & 1:
+                            registers[step, bit // 8, lane, bit % 8] = weight.values[at]
+                            at += 1
+            assert at <= int(weight.starts[chunk + 1]) < at + 8
+            for step in range(4):
+                for m in range(4):
+                    row, column = 32 * slab + m // 2 * 16, 128 * block + 32 * step + m % 2 * 16
+                    matrix[row : row + 16, column : column + 16] = operand(registers[step, m])
+    return weight_of(matrix, packed.shape)

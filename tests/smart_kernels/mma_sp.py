@@ -5,6 +5,7 @@ loops on purpose: nothing here shares code with the packing that it checks.
 """
 
 import torch
+from matrix_packing import empty_matrix, weight_of
 
 # a0..a7 of a lane: (row, compressed column), where group = lane >> 2 and thread = lane & 3.
 A = [(0, 0), (0, 1), (8, 0), (8, 1), (0, 8), (0, 9), (8, 8), (8, 9)]
@@ -41,3 +42,27 @@ def operand(a, metadata, selector):
             assert first < second, "ordered metadata must ascend: anything else is undefined"
             matrix[row, 4 * chunk + (second if i % 2 else first)] += a[lane, i].double()
     return matrix
+
+
+def as_instructions_see_it(packed, path):
+    """(K, C, R, S) float64, put together from the model of the instruction, step by step as a kernel walks them."""
+    weight, matrix = packed.operand(path), empty_matrix(packed)
+
+    def tile(values, metadata):
+        return torch.cat([operand(values[i], metadata, selector=i) for i in range(2)])
+
+    for slab in range(packed.slabs):
+        rows = slice(32 * slab, 32 * slab + 32)
+        for step in range(packed.steps):
+            of_step = weight.values[weight.first_slab + slab, step], weight.metadata[weight.first_slab + slab, step]
+            matrix[rows, 32 * step : 32 * step + 32] += tile(*of_step)
+        for block in range(packed.blocks):
+            at = (weight.first_slab + slab) * packed.blocks + block
+            for extra in range(int(weight.extra_starts[at]), int(weight.extra_starts[at + 1])):
+                found = tile(weight.extra_values[extra], weight.extra_metadata[extra])
+                for column in range(32):
+                    # Thread t of four reads the columns of its B registers: 8 j + 2 t and the next, for j of 0 to 3.
+                    j, t, i = column // 8, column % 8 // 2, column % 2
+                    repeated = int(weight.extra_columns[extra, 8 * t + 2 * j + i])
+                    matrix[rows, 128 * block + repeated] += found[:, column]
+    return weight_of(matrix, packed.shape)

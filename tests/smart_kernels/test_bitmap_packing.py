@@ -3,49 +3,10 @@
 import pytest
 import torch
 from corrupt import check_refused
-from matrix_packing import PROBLEMS, empty_matrix, problem, weight_of
-from mma import operand
+from matrix_packing import problem
 
 from smart_kernels import pack
 from smart_kernels.packing import BitmapWeight, TwoFourWeight
-
-
-def as_instructions_see_it(packed, path):
-    """(K, C, R, S) float64, put together from the model of the instruction: chunk by chunk, each lane reading on."""
-    weight, matrix = packed.operand(path), empty_matrix(packed)
-    for slab in range(packed.slabs):
-        for block in range(packed.blocks):
-            chunk = (weight.first_slab + slab) * packed.blocks + block
-            registers = torch.zeros(4, 4, 32, 8, dtype=weight.values.dtype)  # [step][matrix][lane][element]
-            at = int(weight.starts[chunk])
-            assert at % 8 == 0
-            for lane in range(32):
-                for step in range(4):
-                    word = int(weight.bits[chunk, lane, step]) & 0xFFFFFFFF
-                    for bit in range(32):
-                        if word >> bit & 1:
-                            registers[step, bit // 8, lane, bit % 8] = weight.values[at]
-                            at += 1
-            assert at <= int(weight.starts[chunk + 1]) < at + 8
-            for step in range(4):
-                for m in range(4):
-                    row, column = 32 * slab + m // 2 * 16, 128 * block + 32 * step + m % 2 * 16
-                    matrix[row : row + 16, column : column + 16] = operand(registers[step, m])
-    return weight_of(matrix, packed.shape)
-
-
-@pytest.mark.parametrize(("shape", "densities"), PROBLEMS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_instructions_fed_what_lanes_decode_see_the_masked_weight(shape, densities, dtype):
-    weight, masks = problem(shape, densities, dtype)
-    packed = BitmapWeight(weight, masks)
-    for path, mask in masks.items():
-        assert torch.equal(as_instructions_see_it(packed, path), (weight * mask).double())
-
-
-def test_instructions_see_the_mix_of_a_lambda():
-    packed = BitmapWeight(*problem((20, 24, 3, 3)))
-    assert torch.equal(as_instructions_see_it(packed, 0.25), packed.dense(0.25).double())
 
 
 def test_a_fifth_takes_a_quarter_of_dense_copies():

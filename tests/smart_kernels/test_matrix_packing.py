@@ -1,11 +1,32 @@
 """What both formats for tensor cores promise of any weight."""
 
+import mma
+import mma_sp
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrix_packing import problem
+from matrix_packing import PROBLEMS, problem
 
 from smart_kernels.packing import BitmapWeight, TwoFourWeight
+
+MODELS = pytest.mark.parametrize(("packing", "model"), [(BitmapWeight, mma), (TwoFourWeight, mma_sp)])
+
+
+@MODELS
+@pytest.mark.parametrize(("shape", "densities"), PROBLEMS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_instructions_fed_the_packed_operand_see_the_masked_weight(shape, densities, dtype, packing, model):
+    weight, masks = problem(shape, densities, dtype)
+    packed = packing(weight, masks)
+    for path, mask in masks.items():
+        assert torch.equal(model.as_instructions_see_it(packed, path), (weight * mask).double())
+
+
+@MODELS
+def test_instructions_see_the_mix_of_a_lambda(packing, model):
+    packed = packing(*problem((20, 24, 3, 3)))
+    assert torch.equal(model.as_instructions_see_it(packed, 0.25), packed.dense(0.25).double())
 
 
 @settings(max_examples=40)

@@ -4,8 +4,7 @@ import pytest
 import torch
 from corrupt import check_refused
 from gpu_cases import checkered_masks, slab_masks
-from matrix_packing import PROBLEMS, empty_matrix, problem, weight_of
-from mma_sp import operand
+from matrix_packing import problem
 
 from smart_kernels import pack
 from smart_kernels.packing import TwoFourWeight
@@ -18,44 +17,6 @@ def two_four_mask(shape, kept=2):
     k, c, r, s = shape
     order = torch.rand(k, c // 4, 4, r, s).argsort(dim=2)
     return (order < kept).reshape(shape)
-
-
-def as_instructions_see_it(packed, path):
-    """(K, C, R, S) float64, put together from the model of the instruction, step by step as a kernel walks them."""
-    weight, matrix = packed.operand(path), empty_matrix(packed)
-
-    def tile(values, metadata):
-        return torch.cat([operand(values[i], metadata, selector=i) for i in range(2)])
-
-    for slab in range(packed.slabs):
-        rows = slice(32 * slab, 32 * slab + 32)
-        for step in range(packed.steps):
-            of_step = weight.values[weight.first_slab + slab, step], weight.metadata[weight.first_slab + slab, step]
-            matrix[rows, 32 * step : 32 * step + 32] += tile(*of_step)
-        for block in range(packed.blocks):
-            at = (weight.first_slab + slab) * packed.blocks + block
-            for extra in range(int(weight.extra_starts[at]), int(weight.extra_starts[at + 1])):
-                found = tile(weight.extra_values[extra], weight.extra_metadata[extra])
-                for column in range(32):
-                    # Thread t of four reads the columns of its B registers: 8 j + 2 t and the next, for j of 0 to 3.
-                    j, t, i = column // 8, column % 8 // 2, column % 2
-                    repeated = int(weight.extra_columns[extra, 8 * t + 2 * j + i])
-                    matrix[rows, 128 * block + repeated] += found[:, column]
-    return weight_of(matrix, packed.shape)
-
-
-@pytest.mark.parametrize(("shape", "densities"), PROBLEMS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_instructions_fed_the_packed_operand_see_the_masked_weight(shape, densities, dtype):
-    weight, masks = problem(shape, densities, dtype)
-    packed = TwoFourWeight(weight, masks)
-    for path, mask in masks.items():
-        assert torch.equal(as_instructions_see_it(packed, path), (weight * mask).double())
-
-
-def test_instructions_see_the_mix_of_a_lambda():
-    packed = TwoFourWeight(*problem((20, 24, 3, 3)))
-    assert torch.equal(as_instructions_see_it(packed, 0.25), packed.dense(0.25).double())
 
 
 def test_metadata_lie_as_cutlass_reorders_them():
