@@ -29,9 +29,9 @@ from smart import results
 from smart.masks import check_density, random_masks
 from smart_kernels import bitmap_ops, direct_ops, patterns, reference, two_four_ops
 from smart_kernels.backends import find
+from smart_kernels.backends.tensor_cores import Schedule
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import PackedWeight, TwoFourWeight
-from smart_kernels.two_four_ops import Schedule
 from smart_kernels.verify import TOLERANCE, VerificationError, relative_error
 
 # Thread blocks that share the columns of a small tile, 64 pixels x 64 channels, while there are no more than two for

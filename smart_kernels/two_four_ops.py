@@ -19,8 +19,6 @@ Both give results in channels_last.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
 from smart_kernels import fakes, native
@@ -28,13 +26,6 @@ from smart_kernels import fakes, native
 TILES = ("large", "flat", "small", "narrow")
 TILE_SLABS = (4, 2, 2, 1)  # slabs of 32 output channels that each has
 WGMMA_TILES = ("wgmma tall", "wgmma twin")  # of the kernel for Hopper, csrc/cuda/wgmma_body.h
-
-
-class Schedule(NamedTuple):
-    """How the operators cut up a layer: ``tile`` and ``splits`` as they take them."""
-
-    tile: int = -1
-    splits: int = 0
 
 
 def missing() -> str | None:

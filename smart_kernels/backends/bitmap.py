@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from smart_kernels.backends.base import Verdict
-from smart_kernels.backends.tensor_cores import TensorCoreBackend, Work
+from smart_kernels.backends.tensor_cores import Schedule, TensorCoreBackend, Work
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.bitmap import BitmapWeight
-from smart_kernels.two_four_ops import Schedule
 
 BIT = 1 / 16  # of a weight of 16 bits
 # Above that less than half of the weight's bytes are saved, for as much to decode.

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from smart_kernels import two_four_ops
 from smart_kernels.backends.base import Verdict
-from smart_kernels.backends.tensor_cores import TensorCoreBackend, Work, as_computed
+from smart_kernels.backends.tensor_cores import Schedule, TensorCoreBackend, Work, as_computed
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.fragments import GROUP, KEPT, ROWS
 from smart_kernels.packing.two_four import RUN, TwoFourWeight
-from smart_kernels.two_four_ops import Schedule
 
 # Groups of which more than two weights are kept. Random masks of 40 % have that many: half as many steps again, of half
 # the cost of dense ones.

@@ -18,7 +18,6 @@ from smart_kernels.backends.gpu import GpuBackend, Launch
 from smart_kernels.backends.gpu_costs import OWN, layer_us
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.matrix import MatrixWeight, padded_channels
-from smart_kernels.two_four_ops import Schedule
 
 DTYPES = (torch.float16, torch.bfloat16)
 
@@ -28,6 +27,13 @@ class Work(NamedTuple):
 
     arithmetic: float
     weights: float
+
+
+class Schedule(NamedTuple):
+    """How the operators cut up a layer: ``tile`` and ``splits`` as they take them."""
+
+    tile: int = -1
+    splits: int = 0
 
 
 class TensorCoreBackend(GpuBackend):

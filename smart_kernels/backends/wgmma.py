@@ -7,9 +7,9 @@ import torch
 from smart_kernels import two_four_ops
 from smart_kernels.backends.base import Verdict
 from smart_kernels.backends.cuda import CudaBackend
+from smart_kernels.backends.tensor_cores import Schedule
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing.two_four import TwoFourWeight
-from smart_kernels.two_four_ops import Schedule
 
 COPIED_CHANNELS = 32  # and 64 where they divide: what a row of shared memory has
 # Of a tensor map in im2col mode: strides, what a tap adds, and the box's corners, signed numbers of eight bits.

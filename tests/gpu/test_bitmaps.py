@@ -7,9 +7,9 @@ from exact import integers, layer, reference
 from replayed import check, check_samples
 
 from smart_kernels.backends import BACKENDS
+from smart_kernels.backends.tensor_cores import Schedule
 from smart_kernels.bitmap_ops import TILES
 from smart_kernels.packing import BitmapWeight
-from smart_kernels.two_four_ops import Schedule
 
 BITMAP = BACKENDS["bitmap"]
 pytestmark = pytest.mark.skipif(not BITMAP.available(), reason=BITMAP.available().why)

@@ -8,9 +8,10 @@ from gpu_cases import GROUPED_CASES, HOPPER_CASES, TWO_FOUR_CASES, checkered_mas
 from replayed import check, check_samples
 
 from smart_kernels.backends import BACKENDS
+from smart_kernels.backends.tensor_cores import Schedule
 from smart_kernels.geometry import Geometry
 from smart_kernels.packing import TwoFourWeight
-from smart_kernels.two_four_ops import TILES, WGMMA_TILES, Schedule
+from smart_kernels.two_four_ops import TILES, WGMMA_TILES
 
 CUDA, WGMMA = BACKENDS["cuda"], BACKENDS["wgmma"]
 pytestmark = pytest.mark.skipif(not CUDA.available(), reason=CUDA.available().why)

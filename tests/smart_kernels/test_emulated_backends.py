@@ -11,6 +11,7 @@ from torch._subclasses import FakeTensorMode
 
 from smart_kernels import bitmap_ops, direct_ops, native, swap, two_four_ops, verify
 from smart_kernels.backends import BACKENDS, Affine, Backend
+from smart_kernels.backends.tensor_cores import Schedule
 from smart_kernels.packing import FORMATS
 from smart_kernels.paths import Samples
 
@@ -39,8 +40,8 @@ CASES = {
 }
 # Tiles by their number; of the 2:4 kernel also with splits.
 OF_SAMPLES = [("direct", tile) for tile in range(len(direct_ops.TILES))]
-OF_SAMPLES += [("cuda", two_four_ops.Schedule(tile, 1 + tile % 3)) for tile in range(len(two_four_ops.TILES))]
-OF_SAMPLES += [("bitmap", two_four_ops.Schedule(tile, 1 + tile % 3)) for tile in range(len(bitmap_ops.TILES))]
+OF_SAMPLES += [("cuda", Schedule(tile, 1 + tile % 3)) for tile in range(len(two_four_ops.TILES))]
+OF_SAMPLES += [("bitmap", Schedule(tile, 1 + tile % 3)) for tile in range(len(bitmap_ops.TILES))]
 
 
 @pytest.fixture(params=CASES)
